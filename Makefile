@@ -1,0 +1,41 @@
+# Every target builds what it needs, the environment included. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+# DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help repro test lint variants table smoke clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# The stamp is newer than both files exactly when the environment is up to date.
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --upgrade 'pip>=25.1'
+	.venv/bin/python -m pip install --group dev --constraint constraints.txt
+	touch $@
+
+repro: .venv/.stamp  ## run the whole pipeline, or what changed of it
+	dvc repro
+
+test: .venv/.stamp  ## run the tests
+	pytest
+
+lint: .venv/.stamp  ## check format, lint and types
+	ruff format --check
+	ruff check
+	mypy
+
+variants: .venv/.stamp  ## one DVC experiment per variant, for `dvc metrics diff sgd adam`
+	python -m tools.variants
+
+table: .venv/.stamp  ## print README's table of results
+	python -m tools.table
+
+smoke: .venv/.stamp  ## the real pipeline on a tiny configuration, in a temporary copy
+	python -m tools.smoke
+
+clean:  ## remove the environment, DVC's page and the tools' caches; data and results stay
+	rm -rf .venv dvc_plots .mypy_cache .ruff_cache .pytest_cache
