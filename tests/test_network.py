@@ -1,0 +1,167 @@
+"""The network is the notebook's, and a training is a function of seed and epoch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stages.lib.command import InputError
+from stages.lib.evaluation import Tensors, predict, predict_with_batch_statistics, score
+from stages.lib.network import layers_with_weights, vgg11
+from stages.lib.params import CLASSES, Activation, Scale, Variant
+from stages.lib.training import EpochRow, make_optimizer, set_seed, train
+from stages.lib.weights import load_weights, save_weights
+
+ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
+# Of the notebook: shapes of the weights, and where a 2x2 pooling follows the layer.
+CONVOLUTIONS = [(64, 1), (128, 64), (256, 128), (256, 256), (512, 256), *[(512, 512)] * 3]
+POOLED = [True, True, False, True, False, True, False, True]
+LINEAR = [(4096, 512), (4096, 4096), (10, 4096)]
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("sigmoid", nn.Sigmoid)])
+def test_the_layers_are_the_notebooks(activation: Activation, kind: type[nn.Module]) -> None:
+    layers = list(vgg11(activation, 0.5, "none").children())[1:]  # without the pixels' scale
+    for shape, pooled in zip(CONVOLUTIONS, POOLED, strict=True):
+        convolution, norm, follows, *layers = layers
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert convolution.weight.shape == (*shape, 3, 3)
+        assert convolution.stride == convolution.padding == (1, 1)
+        assert convolution.bias is not None and isinstance(follows, kind)
+        if pooled:
+            pool, *layers = layers
+            assert isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride) == (2, 2)
+    kinds = [nn.Flatten, nn.Linear, kind, nn.Dropout, nn.Linear, kind, nn.Dropout, nn.Linear]
+    assert [type(layer) for layer in layers] == kinds
+    shapes = [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)]
+    assert shapes == LINEAR
+    assert {layer.p for layer in layers if isinstance(layer, nn.Dropout)} == {0.5}
+
+
+def test_the_parameter_count_is_the_notebooks() -> None:
+    expected = sum(9 * out * into + 3 * out for out, into in CONVOLUTIONS)  # bias and norm's two
+    expected += sum(out * into + out for out, into in LINEAR)
+    count = sum(parameter.numel() for parameter in vgg11("relu", 0, "none").parameters())
+    assert count == expected == 28_148_362
+
+
+def test_no_dropout_means_no_such_layer() -> None:
+    assert not [x for x in vgg11("sigmoid", 0, "none").children() if isinstance(x, nn.Dropout)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("none", [0, 51, 255]), ("unit", [0, 0.2, 1]), ("half", [-1, -0.6, 1])]
+)
+def test_pixels_are_scaled_as_named(scale: Scale, expected: list[float]) -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    seen = next(vgg11("relu", 0, scale).children())(pixels)
+    assert seen.dtype == torch.float32
+    assert torch.allclose(seen, torch.tensor(expected, dtype=torch.float32))
+
+
+def split(count: int, seed: int) -> Tensors:
+    """Return random images and labels."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (count, 1, 32, 32), dtype=np.uint8)
+    return Tensors(torch.from_numpy(images), torch.from_numpy(random.integers(0, CLASSES, count)))
+
+
+def trained(seed: int, epochs: int, interrupted: bool = False) -> tuple[nn.Module, list[EpochRow]]:
+    """Train on a few random images, in one go or epoch by epoch."""
+    set_seed(seed, epoch=0)
+    network = vgg11("relu", 0.5, "none")
+    optimizer = make_optimizer(network, ADAM)
+    splits = {"train": split(10, 0), "test": split(6, 1)}
+    rows: list[EpochRow] = []
+    for span in (
+        [range(n, n + 1) for n in range(1, epochs + 1)] if interrupted else [range(1, epochs + 1)]
+    ):
+        rows += train(network, optimizer, splits, seed, span, batch_size=4)
+        if interrupted:
+            torch.rand(7)  # whatever else draws random numbers between two epochs
+    return network, rows
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
+    whole, rows = trained(seed=3, epochs=2)
+    parts, same_rows = trained(seed=3, epochs=2, interrupted=True)
+    assert rows == same_rows
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+    _, other = trained(seed=4, epochs=1)
+    assert other[0] != rows[0]
+    _, shorter = trained(seed=3, epochs=1)
+    assert shorter == rows[:1]
+
+
+def test_a_row_holds_what_was_seen_and_a_norm_per_layer_with_weights() -> None:
+    network, rows = trained(seed=0, epochs=1)
+    layers = layers_with_weights(network)
+    assert list(layers) == [f"conv{n}" for n in range(1, 9)] + [f"linear{n}" for n in (1, 2, 3)]
+    assert list(rows[0])[-11:] == [f"gradient_{name}" for name in layers]
+    assert all(float(rows[0][f"gradient_{name}"]) > 0 for name in layers)
+    test = split(6, 1)
+    result = score(predict(network, test.images), test.labels)
+    assert (rows[0]["test_accuracy"], rows[0]["test_loss"]) == (result.accuracy, result.loss)
+
+
+def test_gradient_norms_are_the_mean_over_the_steps() -> None:
+    set_seed(0, epoch=0)
+    network = vgg11("relu", 0, "none")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # every step sees the same weights
+    data = split(8, 0)
+    (row,) = train(network, optimizer, {"train": data, "test": data}, 0, range(1, 2), batch_size=4)
+    set_seed(0, epoch=1)
+    order = torch.randperm(8)
+    norms, losses = [], []
+    network.train()
+    for batch in (order[:4], order[4:]):
+        network.zero_grad()
+        loss = nn.functional.cross_entropy(network(data.images[batch]), data.labels[batch])
+        torch.autograd.backward(loss)
+        gradient = layers_with_weights(network)["conv5"].weight.grad
+        assert gradient is not None
+        norms.append(gradient.double().square().sum().sqrt().item())
+        losses.append(loss.item())
+    assert row["gradient_conv5"] == pytest.approx(sum(norms) / 2, rel=1e-5)
+    assert row["seen_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_batch_statistics_are_those_of_the_batch_and_dropout_is_off() -> None:
+    set_seed(0, epoch=0)
+    network = vgg11("relu", 0.5, "none")
+    images = split(12, 0).images
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    without_dropout = vgg11("relu", 0, "none")
+    without_dropout.load_state_dict(network.state_dict())
+    without_dropout.train()
+    with torch.inference_mode():
+        expected = {
+            int(i): row
+            for batch in torch.split(order, 5)
+            for i, row in zip(batch, without_dropout(images[batch]), strict=True)
+        }
+    logits = predict_with_batch_statistics(network, images, batch_size=5)
+    for index, row in expected.items():
+        assert torch.equal(logits[index], row.double())
+    assert not torch.allclose(logits, predict(vgg11("relu", 0.5, "none"), images))
+
+
+def test_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
+    network = vgg11("relu", 0, "none")
+    path = tmp_path / "0.safetensors"
+    save_weights(path, network, {"variant": "x"})
+    other = vgg11("relu", 0, "none")
+    load_weights(path, other)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\x80\x04pickle"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"0\.safetensors"):
+            load_weights(path, other)
+    save_weights(path, nn.Sequential(nn.Linear(2, 2)), {})
+    with pytest.raises(InputError, match="dvc repro"):
+        load_weights(path, other)

@@ -1,0 +1,160 @@
+"""dvc.yaml as it stands, run by dvc as it is: what reruns, what is the same, what stops."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import Project, stages_run
+
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+def chart_points(plots: str, title: str) -> list[dict[str, str]]:
+    """Return the data points of a chart that `dvc plots ... --json` printed."""
+    (chart,) = json.loads(plots)["data"][title]
+    points: list[dict[str, str]] = json.loads(chart["content"])["data"]["values"]
+    return points
+
+
+def test_everything_is_made_and_a_second_run_does_nothing(finished: Project) -> None:
+    names = set(finished.digests())
+    for variant in ("sgd", "adam"):
+        assert f"models/{variant}/0.safetensors" in names
+        assert f"metrics/history/{variant}/0.csv" in names
+        assert f"metrics/summary/{variant}.json" in names
+        assert f"metrics/curves/{variant}.csv" in names
+        assert f"metrics/confusion/{variant}.csv" in names
+        assert (finished.folder / f"metrics/timing/{variant}/0.csv").exists()
+    assert {"data/raw/t10k-labels-idx1-ubyte", "data/subset/test.safetensors"} <= names
+    assert {"metrics/selected.json", "metrics/selected.csv", "models/selected.safetensors"} <= names
+    assert len([name for name in names if name.startswith("metrics/figures/")]) == 5
+    assert not [name for name in names if name.endswith((".tmp", ".gitignore"))]
+    assert UP_TO_DATE in finished.run("dvc", "repro")
+    assert UP_TO_DATE in finished.run("dvc", "status")
+    assert finished.run("git", "status", "--porcelain") == ""
+
+
+def test_running_from_scratch_gives_the_same_bytes(
+    finished: Project, new_project: Callable[[], Project]
+) -> None:
+    again = new_project()
+    assert "train@adam-0" in again.repro()
+    assert again.digests() == finished.digests()
+
+
+def test_a_learning_rate_reruns_only_its_variant(project: Project) -> None:
+    with project.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.00001  # written as 1e-05
+    assert project.repro() == ["train@sgd-0", "evaluate@sgd", "compare"]
+    with project.params() as params:
+        params["variants"]["adam"]["lr"] = 0.002
+    assert set(project.repro()) == {"train@adam-0", "evaluate@adam", "compare", "select", "promote"}
+
+
+def test_a_figure_reruns_only_compare(project: Project) -> None:
+    with (project.folder / "stages/lib/figures.py").open("a", encoding="utf-8") as module:
+        module.write("# another figure\n")
+    assert project.repro() == ["compare"]
+
+
+def test_a_seed_trains_only_itself_and_leaves_without_a_trace(project: Project) -> None:
+    before = project.digests()
+    with project.params() as params:
+        params["seeds"] = [0, 1]
+    ran = project.repro()
+    assert [stage for stage in ran if stage.startswith("train")] == ["train@sgd-1", "train@adam-1"]
+    assert set(ran) - {"train@sgd-1", "train@adam-1"} == {
+        *("evaluate@sgd", "evaluate@adam", "compare", "select")
+    }
+    summary = json.loads((project.folder / "metrics/summary/adam.json").read_text())
+    assert summary["seeds"] == 2
+    assert summary["test"]["accuracy_std"] is not None
+
+    with project.params() as params:
+        params["seeds"] = [0]
+    output = project.run("dvc", "repro", fails=True)
+    assert "1.safetensors" in output
+    assert "`dvc checkout` removes it" in output
+    project.run("dvc", "checkout")
+    project.repro()
+    assert project.digests() == before
+
+
+def test_a_variant_trains_only_itself_and_leaves_without_a_trace(project: Project) -> None:
+    before = project.digests()
+    with project.params() as params:
+        params["variants"]["sigmoid"] = params["variants"]["adam"] | {"activation": "sigmoid"}
+    assert project.repro() == ["train@sigmoid-0", "evaluate@sigmoid", "compare"]
+    for title in ("Test accuracy", "Train accuracy", "Test loss"):
+        points = chart_points(project.run("dvc", "plots", "show", "--json"), title)
+        assert {point["variant"] for point in points} == {"sgd", "adam", "sigmoid"}, title
+
+    with project.params() as params:
+        del params["variants"]["sigmoid"]
+    output = project.run("dvc", "repro", fails=True)
+    assert "sigmoid.json" in output
+    assert "remove it by hand" in output
+    for kind in ("summary/sigmoid.json", "curves/sigmoid.csv", "confusion/sigmoid.csv"):
+        (project.folder / "metrics" / kind).unlink()
+    project.run("dvc", "checkout")
+    project.repro()
+    assert project.digests() == before
+
+
+def test_variants_are_compared_without_training_even_in_a_plain_clone(
+    finished: Project, tmp_path: Path
+) -> None:
+    clone = finished.clone(tmp_path / "clone")
+    clone.run("git", "branch", "other")
+    for _ in range(2):
+        output = clone.run("python", "-m", "tools.variants")
+        assert stages_run(output) == ["select", "select"]
+        assert clone.run("git", "status", "--porcelain") == ""
+        diff = json.loads(clone.run("dvc", "metrics", "diff", "sgd", "adam", "--json"))
+        assert list(diff) == ["metrics/selected.json"]
+        for revision, variant in (("old", "sgd"), ("new", "adam")):
+            summary = json.loads((clone.folder / f"metrics/summary/{variant}.json").read_text())
+            compared = diff["metrics/selected.json"]["test.loss"][revision]
+            assert compared == summary["test"]["loss"]
+        params = json.loads(clone.run("dvc", "params", "diff", "sgd", "adam", "--json"))
+        assert params == {"params.yaml": {"variant": {"old": "sgd", "new": "adam"}}}
+        charts = clone.run("dvc", "plots", "diff", "sgd", "adam", "--json")
+        points = chart_points(charts, "metrics/selected.csv")
+        assert {(point["rev"], point["variant"]) for point in points} == {
+            *(("sgd", "sgd"), ("adam", "adam"))
+        }
+        # Experiments of this commit must not stand in the way after the next one.
+        (clone.folder / "notes.txt").write_text("another commit\n")
+        clone.commit()
+
+
+def test_after_a_pull_nothing_runs(finished: Project, tmp_path: Path) -> None:
+    clone = finished.clone(tmp_path / "clone")
+    for checkout in (finished, clone):
+        checkout.run("dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote"))
+    finished.run("dvc", "push")
+    clone.run("dvc", "pull")
+    assert UP_TO_DATE in clone.run("dvc", "repro")
+    assert clone.digests() == finished.digests()
+
+
+def test_a_plain_clone_needs_no_stage(finished: Project, tmp_path: Path) -> None:
+    clone = finished.clone(tmp_path / "clone")
+    assert stages_run(clone.run("dvc", "repro", "--allow-missing", "--dry")) == []
+
+
+def test_swapped_weights_stop_evaluate(project: Project) -> None:
+    sgd, adam = (project.folder / f"models/{variant}/0.safetensors" for variant in ("sgd", "adam"))
+    kept = sgd.rename(sgd.with_suffix(".kept"))
+    adam.rename(sgd)
+    kept.rename(adam)
+    output = project.run("dvc", "repro", "--single-item", "--force", "evaluate@sgd", fails=True)
+    assert "they are not of one training" in output
+    assert "dvc checkout" in output
+
+
+def test_metrics_show_is_one_table_with_the_same_columns_for_all(finished: Project) -> None:
+    table = json.loads(finished.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    names = {"metrics/summary/sgd.json", "metrics/summary/adam.json", "metrics/selected.json"}
+    assert set(table) == names
+    assert len({json.dumps(sorted(entry["data"]["test"])) for entry in table.values()}) == 1

@@ -1,0 +1,122 @@
+"""What is summed up of a variant, and what does not count as its result."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from stages.evaluate import require_agreement
+from stages.lib.command import InputError
+from stages.lib.evaluation import Score
+from stages.lib.files import Row, replacing, replacing_folder, write_csv
+from stages.lib.results import read_rows, require_exactly
+from stages.lib.summary import summarise
+
+
+def history(*test_accuracies: float, loss: float = 0.25) -> list[dict[str, float]]:
+    """Return the rows of a training with those test accuracies."""
+    return [
+        {
+            "epoch": epoch,
+            "train_accuracy": 0.5,
+            "train_loss": 0.125,
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+        }
+        for epoch, accuracy in enumerate(test_accuracies, start=1)
+    ]
+
+
+def test_a_summary_is_the_mean_over_the_seeds() -> None:
+    summary = summarise([history(0.25, 1.0, 0.5), history(0.5, 0.25, 0.75)], [0.5, 1.0])
+    assert summary == {
+        "test": {
+            "accuracy": 0.625,
+            "accuracy_std": pytest.approx(0.25 / math.sqrt(2)),
+            "best_accuracy": 0.875,
+            "best_epoch": 2.5,
+            "accuracy_batch_statistics": 0.75,
+            "loss": 0.25,
+        },
+        "train": {"accuracy": 0.5, "loss": 0.125},
+        "oscillation": (0.75 + 0.5 + 0.25 + 0.5) / 4,
+        "seeds": 2,
+    }
+
+
+def test_what_one_seed_or_one_epoch_cannot_tell_is_null() -> None:
+    summary = summarise([history(0.5, loss=math.nan)], [0.5])
+    assert summary["oscillation"] is None
+    assert isinstance(summary["test"], dict)
+    assert summary["test"]["accuracy_std"] is summary["test"]["loss"] is None
+    assert summary["test"]["best_epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "agrees"),
+    [
+        (0.9, 0.5, True),
+        (0.902, 0.5, True),
+        (0.9025, 0.5, False),
+        (0.9, 0.5049, True),
+        (0.9, 0.506, False),
+        (0.9, math.nan, False),
+    ],
+)
+def test_weights_must_score_as_their_history_says(
+    accuracy: float, loss: float, agrees: bool
+) -> None:
+    last = {"test_accuracy": 0.9, "test_loss": 0.5}
+    found = Score(accuracy, loss)
+    if agrees:
+        require_agreement(found, last, Path("w"), Path("h"))
+    else:
+        with pytest.raises(InputError, match="not of one training"):
+            require_agreement(found, last, Path("w"), Path("h"))
+
+
+def test_a_diverged_training_agrees_with_itself() -> None:
+    last = {"test_accuracy": 0.1, "test_loss": math.nan}
+    require_agreement(Score(0.1, math.nan), last, Path("w"), Path("h"))
+
+
+def test_a_folder_must_hold_what_params_names(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").touch()
+    (tmp_path / "9.csv.tmp").touch()
+    require_exactly(tmp_path, ["0.csv"], "")
+    with pytest.raises(InputError, match=r"1\.csv missing"):
+        require_exactly(tmp_path, ["0.csv", "1.csv"], "")
+    (tmp_path / "7.csv").touch()
+    with pytest.raises(InputError, match=r"7\.csv .*do this"):
+        require_exactly(tmp_path, ["0.csv"], "do this")
+
+
+def test_rows_come_back_to_the_bit(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"variant": "adam", "epoch": 1, "loss": 1 / 3},
+        {"variant": "adam", "epoch": 2, "loss": 1e-300},
+    ]
+    write_csv(tmp_path / "x.csv", rows)
+    assert read_rows(tmp_path / "x.csv") == rows
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n", b"\xff\xfe\x00", b"a,b\n1\n", b"a\n1,2\n"])
+def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.csv"):
+        read_rows(tmp_path / "x.csv")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    path.write_text("old")
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("full")
+    with pytest.raises(OSError, match="full"), replacing_folder(folder) as temporary:
+        (temporary / "file").write_text("half")
+        raise OSError("full")
+    assert path.read_text() == (folder / "file").read_text() == "old"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]

@@ -1,0 +1,66 @@
+"""Print README's table of results, in Markdown, from the metrics and the timings."""
+
+import json
+import statistics
+from pathlib import Path
+
+from stages.lib.command import run
+from stages.lib.files import Row
+from stages.lib.params import load_params
+from stages.lib.results import read_rows
+
+COLUMNS = (
+    "variant",
+    "test accuracy",
+    "best test accuracy",
+    "with batch statistics",
+    "train accuracy",
+    "oscillation",
+    "seconds per epoch",
+)
+
+
+def main() -> None:
+    """Print README's table of results: a row per variant, and where it ran."""
+    params = load_params()
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
+    places = set()
+    for variant in params.variants:
+        summary = json.loads(Path(f"metrics/summary/{variant}.json").read_text(encoding="utf-8"))
+        timings = read_timings(variant)
+        places |= {describe(row) for row in timings}
+        test, seconds = summary["test"], [float(row["seconds"]) for row in timings]
+        cells = (
+            variant,
+            f"{test['accuracy']:.4f}",
+            f"{test['best_accuracy']:.4f} (epoch {test['best_epoch']:g})",
+            f"{test['accuracy_batch_statistics']:.4f}",
+            f"{summary['train']['accuracy']:.4f}",
+            "" if summary["oscillation"] is None else f"{summary['oscillation']:.4f}",
+            f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`",
+        )
+        print("| " + " | ".join(cells) + " |")
+    seeds = f"{len(params.seeds)} seed" + "s" * (len(params.seeds) > 1)
+    print(f"\nAfter {params.train.epochs} epochs, {seeds}; seconds are the median epoch.", end="")
+    print("".join(f" Ran on {place}." for place in sorted(places)))
+
+
+def read_timings(variant: str) -> list[Row]:
+    """Return the timing rows of all seeds of a variant; none in a clone without DVC's cache."""
+    return [
+        row for path in Path(f"metrics/timing/{variant}").glob("*.csv") for row in read_rows(path)
+    ]
+
+
+def describe(row: Row) -> str:
+    """Return in words where an epoch ran."""
+    return (
+        f"{row['processor']} ({row['machine']}), {row['cores']} cores, {row['threads']} threads, "
+        f"device {row['device']}, {row['system']}, Python {row['python']}, NumPy {row['numpy']}, "
+        f"torch {row['torch']}, torchvision {row['torchvision']}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
