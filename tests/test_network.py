@@ -125,8 +125,8 @@ def test_gradient_norms_are_the_mean_over_the_steps() -> None:
         assert gradient is not None
         norms.append(gradient.double().square().sum().sqrt().item())
         losses.append(loss.item())
-    assert row["gradient_conv5"] == pytest.approx(sum(norms) / 2, rel=1e-5)
-    assert row["seen_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert row["gradient_conv5"] == pytest.approx(sum(norms) / 2, rel=1e-4)
+    assert row["seen_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
 def test_batch_statistics_are_those_of_the_batch_and_dropout_is_off() -> None:

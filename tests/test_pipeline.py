@@ -12,7 +12,7 @@ UP_TO_DATE = "Data and pipelines are up to date."
 def chart_points(plots: str, title: str) -> list[dict[str, str]]:
     """Return the data points of a chart that `dvc plots ... --json` printed."""
     (chart,) = json.loads(plots)["data"][title]
-    points: list[dict[str, str]] = json.loads(chart["content"])["data"]["values"]
+    points: list[dict[str, str]] = chart["content"]["data"]["values"]
     return points
 
 

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, which then takes its place, files and all."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, retired = (path.with_name(path.name + end) for end in (".tmp", ".old.tmp"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -39,10 +39,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(retired)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

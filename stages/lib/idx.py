@@ -4,6 +4,7 @@ Source: http://yann.lecun.com/exdb/mnist/, "File formats for the MNIST database"
 """
 
 import math
+from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ def parse(name: str, content: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: it is not a whole IDX file of that kind.
     """
-    item = (SIDE, SIDE) if "images" in name else ()
+    item = (SIDE, SIDE) if "images" in PurePath(name).name else ()
     # Magic number: two zero bytes, 8 for unsigned bytes, the number of dimensions. Then each
     # dimension as a big-endian 32-bit number, then the values, the last dimension fastest.
     start = 4 + 4 * (1 + len(item))

