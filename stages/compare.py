@@ -12,6 +12,8 @@ from stages.lib.results import read_rows, require_exactly
 from stages.lib.subset import load_split
 
 DPI = 120
+COLUMNS = ("seed", "epoch", "train_accuracy", "test_accuracy")
+CONFUSION_COLUMNS = ("actual", "predicted", "count")
 
 
 def main(
@@ -27,7 +29,7 @@ def main(
     for folder, suffix in ((summaries, ".json"), (curves, ".csv"), (confusion, ".csv")):
         remedy = "remove it by hand, and run `dvc checkout` to remove its models"
         require_exactly(folder, [f"{variant}{suffix}" for variant in params.variants], remedy)
-    rows = {variant: read_rows(curves / f"{variant}.csv") for variant in params.variants}
+    rows = {variant: read_rows(curves / f"{variant}.csv", COLUMNS) for variant in params.variants}
     for variant, table in rows.items():
         if {row["seed"] for row in table} != set(params.seeds):
             raise InputError(f"{curves / variant}.csv: other seeds than params.yaml; `dvc repro`")
@@ -35,7 +37,7 @@ def main(
     counts = {}
     for variant in params.variants:
         matrix = np.zeros((CLASSES, CLASSES), np.int64)
-        for row in read_rows(confusion / f"{variant}.csv"):
+        for row in read_rows(confusion / f"{variant}.csv", CONFUSION_COLUMNS):
             matrix[int(row["actual"]), int(row["predicted"])] += int(row["count"])
         counts[variant] = matrix[list(params.data.classes)]
 

@@ -18,6 +18,7 @@ from stages.lib.weights import load_weights
 # Another machine rounds differently; other weights differ by far more.
 ACCURACY_TOLERANCE = 0.002
 LOSS_TOLERANCE = 0.01  # relative
+COLUMNS = ("epoch", "train_accuracy", "train_loss", "test_accuracy", "test_loss")
 
 
 def main(
@@ -49,7 +50,7 @@ def main(
     confusion_rows: list[Row] = []
     for seed in params.seeds:
         weights, history = models / f"{seed}.safetensors", histories / f"{seed}.csv"
-        learned.append(read_rows(history))
+        learned.append(read_rows(history, COLUMNS))
         load_weights(weights, network)
         logits = predict(network, test.images)
         result = score(logits, test.labels)

@@ -12,7 +12,7 @@ from stages.lib.results import read_rows
 def main(summary: Path, curves: Path, selected_summary: Path, selected_curves: Path) -> None:
     """Copy summary and curves of the selected variant."""
     variant = load_params().variant
-    if (found := read_rows(curves)[0].get("variant")) != variant:
+    if (found := read_rows(curves, ["epoch"])[0].get("variant")) != variant:
         raise InputError(f"{curves} is of variant {found}, params.yaml selects {variant}")
     for source, target in ((summary, selected_summary), (curves, selected_curves)):
         with replacing(target) as temporary:

@@ -59,9 +59,7 @@ def test_a_figure_reruns_only_compare(project: Project) -> None:
 
 def test_a_seed_trains_only_itself_and_leaves_without_a_trace(project: Project) -> None:
     before = project.digests()
-    with project.params() as params:
-        params["seeds"] = [0, 1]
-    ran = project.repro()
+    ran = stages_run(project.run("dvc", "exp", "run", "--set-param", "seeds=[0,1]"))
     assert [stage for stage in ran if stage.startswith("train")] == ["train@sgd-1", "train@adam-1"]
     assert set(ran) - {"train@sgd-1", "train@adam-1"} == {
         *("evaluate@sgd", "evaluate@adam", "compare", "select")
@@ -143,7 +141,7 @@ def test_a_plain_clone_needs_no_stage(finished: Project, tmp_path: Path) -> None
     assert stages_run(clone.run("dvc", "repro", "--allow-missing", "--dry")) == []
 
 
-def test_swapped_weights_stop_evaluate(project: Project) -> None:
+def test_swapped_weights_stop_evaluate_and_promote(project: Project) -> None:
     sgd, adam = (project.folder / f"models/{variant}/0.safetensors" for variant in ("sgd", "adam"))
     kept = sgd.rename(sgd.with_suffix(".kept"))
     adam.rename(sgd)
@@ -151,6 +149,8 @@ def test_swapped_weights_stop_evaluate(project: Project) -> None:
     output = project.run("dvc", "repro", "--single-item", "--force", "evaluate@sgd", fails=True)
     assert "they are not of one training" in output
     assert "dvc checkout" in output
+    output = project.run("dvc", "repro", "--single-item", "--force", "promote", fails=True)
+    assert "is of variant sgd and seed 0, params.yaml selects adam and 0" in output
 
 
 def test_metrics_show_is_one_table_with_the_same_columns_for_all(finished: Project) -> None:

@@ -97,14 +97,16 @@ def test_rows_come_back_to_the_bit(tmp_path: Path) -> None:
         {"variant": "adam", "epoch": 2, "loss": 1e-300},
     ]
     write_csv(tmp_path / "x.csv", rows)
-    assert read_rows(tmp_path / "x.csv") == rows
+    assert read_rows(tmp_path / "x.csv", ["epoch", "loss"]) == rows
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n", b"\xff\xfe\x00", b"a,b\n1\n", b"a\n1,2\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n", b"\xff\xfe\x00", b"a,b\n1\n", b"a\n1,2\n", b"b\n1\n", b"a\nx\n"]
+)
 def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.csv"):
-        read_rows(tmp_path / "x.csv")
+        read_rows(tmp_path / "x.csv", ["a"])
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

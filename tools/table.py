@@ -49,7 +49,9 @@ def main() -> None:
 def read_timings(variant: str) -> list[Row]:
     """Return the timing rows of all seeds of a variant; none in a clone without DVC's cache."""
     return [
-        row for path in Path(f"metrics/timing/{variant}").glob("*.csv") for row in read_rows(path)
+        row
+        for path in Path(f"metrics/timing/{variant}").glob("*.csv")
+        for row in read_rows(path, ["seconds"])
     ]
 
 

@@ -9,8 +9,12 @@ from stages.lib.command import InputError
 from stages.lib.files import Row, replacing
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, numbers: Iterable[str]) -> list[Row]:
     """Return the rows of a CSV file with a header; what looks like a number is one.
+
+    Args:
+        path: of the file.
+        numbers: columns that must be there and hold nothing else.
 
     Raises:
         InputError: the file is missing, empty or not such a table.
@@ -25,6 +29,9 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError(f"{path}: {error}; `dvc repro` makes it anew") from None
     if not rows:
         raise InputError(f"{path} has no rows; `dvc repro` makes it anew")
+    for column in numbers:
+        if any(isinstance(row.get(column, ""), str) for row in rows):
+            raise InputError(f"{path} has no numbers in column {column}; `dvc repro` makes it anew")
     return rows
 
 

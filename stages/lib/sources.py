@@ -178,8 +178,9 @@ def _check(
                 for file in wrong
             )
         )
-    if not verified and (without := [file for file in found if file not in sha256]):
+    if not verified and found.keys() - sha256.keys():
         raise SourceError(
-            "params.yaml has no digest of some files; if you trust this source, add to `sha256`\n"
-            + "\n".join(f"      {file}: {found[file]}" for file in without)
+            "params.yaml has no digest of some files; if you trust this source, give the data set\n"
+            + "    sha256:\n"
+            + "\n".join(f"      {file}: {digest}" for file, digest in found.items())
         )
