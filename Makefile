@@ -5,17 +5,21 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help repro test lint variants table smoke clean
+.PHONY: help env repro test lint variants table smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # The stamp is newer than both files exactly when the environment is up to date.
 .venv/.stamp: pyproject.toml constraints.txt
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ...")'
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --upgrade 'pip>=25.1'
 	.venv/bin/python -m pip install --group dev --constraint constraints.txt
 	touch $@
+
+env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 
 repro: .venv/.stamp  ## run the whole pipeline, or what changed of it
 	dvc repro

@@ -22,12 +22,15 @@ def main(
     confusion: Path,
     subset: Path,
     all_curves: Path,
-    drawn: Path,
+    figure_folder: Path,
 ) -> None:
     """Compare the variants: figures, and all curves in one table."""
     params = load_params()
+    remedy = (
+        f"remove its files under {summaries}, {curves} and {confusion} by hand, "
+        "`dvc checkout` removes its models and histories, then `dvc repro`"
+    )
     for folder, suffix in ((summaries, ".json"), (curves, ".csv"), (confusion, ".csv")):
-        remedy = "remove it by hand, and run `dvc checkout` to remove its models"
         require_exactly(folder, [f"{variant}{suffix}" for variant in params.variants], remedy)
     rows = {variant: read_rows(curves / f"{variant}.csv", COLUMNS) for variant in params.variants}
     for variant, table in rows.items():
@@ -48,7 +51,7 @@ def main(
         "confusion": figures.confusion(counts, params.data.classes),
         "digits": figures.sample_digits(load_split(subset, "train")),
     }
-    with replacing_folder(drawn) as folder:
+    with replacing_folder(figure_folder) as folder:
         for name, figure in drawings.items():
             figure.savefig(folder / f"{name}.png", dpi=DPI)
     write_csv(all_curves, [row for table in rows.values() for row in table])

@@ -36,7 +36,7 @@ def main(
         raise InputError(
             f"params.yaml names no variant {variant}: there are {', '.join(params.variants)}"
         )
-    remedy = "`dvc checkout` removes it, then `dvc repro`"
+    remedy = "`dvc checkout` removes it, or remove it by hand, then `dvc repro`"
     require_exactly(models, [f"{seed}.safetensors" for seed in params.seeds], remedy)
     require_exactly(histories, [f"{seed}.csv" for seed in params.seeds], remedy)
 

@@ -25,7 +25,8 @@ def main(weights: Path, model: Path) -> None:
     if trained != (params.variant, params.seeds[0]):
         raise InputError(
             f"{weights} is of variant {trained[0]} and seed {trained[1]}, "
-            f"params.yaml selects {params.variant} and {params.seeds[0]}"
+            f"params.yaml selects {params.variant} and {params.seeds[0]}; "
+            "`dvc checkout --force` restores them, or `dvc repro` trains again"
         )
     with replacing(model) as temporary:
         copyfile(weights, temporary)

@@ -13,7 +13,9 @@ def main(summary: Path, curves: Path, selected_summary: Path, selected_curves: P
     """Copy summary and curves of the selected variant."""
     variant = load_params().variant
     if (found := read_rows(curves, ["epoch"])[0].get("variant")) != variant:
-        raise InputError(f"{curves} is of variant {found}, params.yaml selects {variant}")
+        raise InputError(
+            f"{curves} is of variant {found}, params.yaml selects {variant}; run `dvc repro`"
+        )
     for source, target in ((summary, selected_summary), (curves, selected_curves)):
         with replacing(target) as temporary:
             copyfile(source, temporary)

@@ -99,10 +99,12 @@ def stages_run(output: str) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let commands find this Python's tools, and keep to themselves what they store and sign."""
+    """Let commands find this Python's tools, and see nothing of this user's settings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))
+        for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
+            patch.setenv(f"DVC_{kind}_DIR", str(tmp_path_factory.mktemp("dvc")))
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "test")
             patch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
@@ -121,9 +123,15 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Projec
         with project.params() as params:
             params["datasets"]["small"] = {"sources": [str(idx)], "sha256": digests}
             params["dataset"] = "small"
-            params["data"] |= {"per_class": 4, "classes": [3, 5, 8]}
+            params["data"] |= {"per_class": 4, "classes": [3, 5, 8], "pad": 2, "scale": "none"}
             params["train"] |= {"epochs": 2, "batch_size": 5}
-            params["variants"] = {name: params["variants"][name] for name in ("sgd", "adam")}
+            params["seeds"] = [0]
+            params["variant"] = "adam"
+            network = {"activation": "relu", "dropout": 0.5}
+            params["variants"] = {
+                "sgd": {**network, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9},
+                "adam": {**network, "optimizer": "adam", "lr": 0.001},
+            }
         project.commit()
         return project
 

@@ -26,6 +26,7 @@ OUTPUTS = ["no", "no.safetensors", "no.csv", "no.csv"]
 )
 def test_a_wrong_command_line_is_answered(command: list[str], code: int, answer: str) -> None:
     stage, *arguments = command
+    before = set(CHECKOUT.iterdir())
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}", *arguments],
         cwd=CHECKOUT,
@@ -35,4 +36,4 @@ def test_a_wrong_command_line_is_answered(command: list[str], code: int, answer:
     )
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert answer in done.stderr
-    assert not [path for path in CHECKOUT.iterdir() if path.name.startswith("no")]
+    assert set(CHECKOUT.iterdir()) <= before

@@ -60,5 +60,5 @@ def test_readme_shows_the_committed_metrics(variant: str) -> None:
     )
     row = re.compile(rf"^\| {variant} \|(.*)\|[^|]*\|$", re.MULTILINE)  # all but the seconds
     expected, shown = row.search(printed), row.search((CHECKOUT / "README.md").read_text())
-    assert expected and shown
-    assert shown[1] == expected[1]
+    assert expected is not None
+    assert shown is not None and shown[1] == expected[1], "put into README what `make table` prints"

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
 from stages.lib.command import InputError, run
 
@@ -38,15 +38,14 @@ def copy_checkout(checkout: Path, copy: Path) -> None:
 
 
 def read_params(checkout: Path) -> dict[str, Any]:
-    """Return params.yaml as plain values."""
-    params: dict[str, Any] = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
+    """Return params.yaml as plain values, read as DVC reads it."""
+    params: dict[str, Any] = YAML(typ="safe").load(checkout / "params.yaml")
     return params
 
 
 def write_params(checkout: Path, params: dict[str, Any]) -> None:
-    """Write params.yaml from plain values."""
-    text = yaml.safe_dump(params, sort_keys=False)
-    (checkout / "params.yaml").write_text(text, encoding="utf-8")
+    """Write params.yaml from plain values, as DVC writes it."""
+    YAML().dump(params, checkout / "params.yaml")
 
 
 if __name__ == "__main__":

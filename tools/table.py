@@ -3,8 +3,9 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
-from stages.lib.command import run
+from stages.lib.command import InputError, run
 from stages.lib.files import Row
 from stages.lib.params import load_params
 from stages.lib.results import read_rows
@@ -27,8 +28,13 @@ def main() -> None:
     print("|---" * len(COLUMNS) + "|")
     places = set()
     for variant in params.variants:
-        summary = json.loads(Path(f"metrics/summary/{variant}.json").read_text(encoding="utf-8"))
-        timings = read_timings(variant)
+        summary = read_summary(Path(f"metrics/summary/{variant}.json"))
+        timings = [
+            row
+            for seed in params.seeds
+            if (path := Path(f"metrics/timing/{variant}/{seed}.csv")).exists()  # or in DVC's cache
+            for row in read_rows(path, ["seconds"])
+        ]
         places |= {describe(row) for row in timings}
         test, seconds = summary["test"], [float(row["seconds"]) for row in timings]
         cells = (
@@ -46,19 +52,20 @@ def main() -> None:
     print("".join(f" Ran on {place}." for place in sorted(places)))
 
 
-def read_timings(variant: str) -> list[Row]:
-    """Return the timing rows of all seeds of a variant; none in a clone without DVC's cache."""
-    return [
-        row
-        for path in Path(f"metrics/timing/{variant}").glob("*.csv")
-        for row in read_rows(path, ["seconds"])
-    ]
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return what `evaluate` found out of a variant."""
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: {error}; `dvc repro` makes it anew") from None
+    return summary
 
 
 def describe(row: Row) -> str:
     """Return in words where an epoch ran."""
+    processor = row["processor"] or "a processor without a name"
     return (
-        f"{row['processor']} ({row['machine']}), {row['cores']} cores, {row['threads']} threads, "
+        f"{processor} ({row['machine']}), {row['cores']} cores, {row['threads']} threads, "
         f"device {row['device']}, {row['system']}, Python {row['python']}, NumPy {row['numpy']}, "
         f"torch {row['torch']}, torchvision {row['torchvision']}"
     )

@@ -9,6 +9,13 @@ from stages.lib.params import load_params
 def main() -> None:
     """Make one DVC experiment per variant, in which only `select` runs."""
     variants = load_params().variants
+    untracked = subprocess.check_output(
+        ["git", "ls-files", "--others", "--exclude-standard", "metrics"], text=True
+    ).splitlines()
+    if untracked:  # they would be missing in the folder that --temp makes
+        raise InputError(
+            f"{', '.join(untracked)}: not in git yet; `git add metrics dvc.lock` first"
+        )
     # An experiment of that name from another commit would make the name ambiguous, or be shown.
     references = subprocess.check_output(
         ["git", "for-each-ref", "--format=%(refname)", "refs/exps"], text=True

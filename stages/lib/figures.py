@@ -15,7 +15,7 @@ from stages.lib.files import Row
 from stages.lib.subset import Split
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 WIDTH = 9.0  # inches; README shows about 900 pixels
 DIGITS_IN_ROW = 10
 
@@ -70,7 +70,7 @@ def test_accuracies(curves: Curves) -> Figure:
 
 
 def confusion(counts: Mapping[str, npt.NDArray[np.int64]], classes: Sequence[int]) -> Figure:
-    """Draw a matrix per variant: rows actual, columns predicted, cells the share of the row."""
+    """Draw a matrix per variant: counts over all seeds, coloured by share of the actual class."""
     figure, panels = _panels(len(counts), height=4.2)
     for axes, (variant, matrix) in zip(panels, counts.items(), strict=True):
         share = matrix / matrix.sum(axis=1, keepdims=True)
@@ -122,7 +122,7 @@ def _panels(count: int, height: float = 3.2, sharey: bool = False) -> tuple[Figu
     columns = min(2, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows if columns > 1 else 5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).flatten()
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).T.flatten()
     for unused in panels[count:]:
         unused.remove()
     return figure, list(panels[:count])

@@ -10,7 +10,7 @@ from stages.lib.files import Row, replacing
 
 
 def read_rows(path: Path, numbers: Iterable[str]) -> list[Row]:
-    """Return the rows of a CSV file with a header; what looks like a number is one.
+    """Return the rows of a CSV file with a header; a number is one, except as a variant's name.
 
     Args:
         path: of the file.
@@ -22,7 +22,7 @@ def read_rows(path: Path, numbers: Iterable[str]) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows: list[Row] = [
-                {key: _value(text) for key, text in row.items()}
+                {key: text if key == "variant" else _value(text) for key, text in row.items()}
                 for row in csv.DictReader(file, strict=True)
             ]
     except (FileNotFoundError, UnicodeDecodeError, csv.Error, TypeError) as error:

@@ -38,9 +38,14 @@ class MissingError(SourceError):
 
 
 FAILURES = (
-    *(SourceError, InputError, OSError),
-    *(http.client.HTTPException, ValueError),  # an answer, or a URL, that makes no sense
-    *(EOFError, zlib.error, tarfile.TarError),  # damaged archives
+    SourceError,
+    InputError,
+    OSError,
+    http.client.HTTPException,
+    ValueError,  # a URL, or a header of the answer, that makes no sense
+    EOFError,  # the archive ends early
+    zlib.error,
+    tarfile.TarError,
 )
 
 
@@ -126,9 +131,12 @@ def _get(url: str, timeout: float) -> bytes:
                     content += block
                     bar.update(len(block))
     except urllib.error.URLError as error:
-        code, reason = getattr(error, "code", None), error.reason
-        kind = MissingError if code == 404 or isinstance(reason, FileNotFoundError) else SourceError
-        raise kind(f"{name}: {error}") from None
+        if isinstance(error, urllib.error.HTTPError):
+            # 403 is what object stores answer for a file that is not there.
+            kind = MissingError if error.code in (403, 404) else SourceError
+            raise kind(f"{name}: {error}") from None
+        kind = MissingError if isinstance(error.reason, FileNotFoundError) else SourceError
+        raise kind(f"{name}: {error.reason}") from None
     except TimeoutError:
         raise SourceError(f"{name}: no byte for {timeout:g} seconds") from None
     if size and len(content) != size:
