@@ -16,7 +16,7 @@ from stages.lib.subset import Split
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WIDTH = 9.0  # inches; README shows about 900 pixels
+WIDTH = 9.0  # inches
 DIGITS_IN_ROW = 10
 
 Curves = Mapping[str, Sequence[Row]]  # by variant: a row per seed and epoch, seed after seed
