@@ -1,5 +1,6 @@
 """The network is the notebook's, and a training is a function of seed and epoch."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,14 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
     assert other[0] != rows[0]
     _, shorter = trained(seed=3, epochs=1)
     assert shorter == rows[:1]
+
+
+def test_every_seed_and_every_epoch_draws_its_own_numbers() -> None:
+    drawn = set()
+    for seed, epoch in product(range(3), range(4)):
+        set_seed(seed, epoch)
+        drawn.add(tuple(torch.randperm(50).tolist()))
+    assert len(drawn) == 12
 
 
 def test_a_row_holds_what_was_seen_and_a_norm_per_layer_with_weights() -> None:
