@@ -18,6 +18,9 @@ from stages.lib.weights import load_weights
 # Another machine rounds differently; other weights differ by far more.
 ACCURACY_TOLERANCE = 0.002
 LOSS_TOLERANCE = 0.01  # relative
+# Images in a batch whose own statistics are taken: as in training by default, and the same for
+# all, so that variants and experiments compare.
+BATCH = 64
 COLUMNS = ("epoch", "train_accuracy", "train_loss", "test_accuracy", "test_loss")
 
 
@@ -59,7 +62,7 @@ def main(
             {"variant": variant, "seed": seed, **row}
             for row in count_confusion(logits, test.labels)
         ]
-        logits = predict_with_batch_statistics(network, test.images, params.train.batch_size)
+        logits = predict_with_batch_statistics(network, test.images, BATCH)
         batch_statistics.append(score(logits, test.labels).accuracy)
         print(
             f"{variant}, seed {seed}: test accuracy {result.accuracy:.4f}, "

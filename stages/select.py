@@ -1,7 +1,6 @@
 """Put the selected variant's results where `dvc metrics diff` compares them."""
 
 from pathlib import Path
-from shutil import copyfile
 
 from stages.lib.command import InputError, run
 from stages.lib.files import replacing
@@ -17,8 +16,9 @@ def main(summary: Path, curves: Path, selected_summary: Path, selected_curves: P
             f"{curves} is of variant {found}, params.yaml selects {variant}; run `dvc repro`"
         )
     for source, target in ((summary, selected_summary), (curves, selected_curves)):
+        content = source.read_bytes()
         with replacing(target) as temporary:
-            copyfile(source, temporary)
+            temporary.write_bytes(content)
     print(f"selected {variant}")
 
 

@@ -1,60 +1,101 @@
-"""Train one variant with one seed."""
+"""Train one variant with one seed, from where an earlier run of it ended."""
 
 import time
+from importlib.metadata import version
 from pathlib import Path
 
-from stages.lib import machine
+from stages.lib import checkpoints, machine
 from stages.lib.command import InputError, run
 from stages.lib.device import prepare
 from stages.lib.evaluation import load_tensors
-from stages.lib.files import replacing, write_csv
+from stages.lib.files import write_csv
 from stages.lib.network import vgg11
-from stages.lib.params import load_params
+from stages.lib.params import Params, load_params
 from stages.lib.subset import SPLITS
 from stages.lib.training import make_optimizer, set_seed, train
 from stages.lib.weights import save_weights
 
+CHECKPOINTS = Path(".checkpoints")  # not an output: DVC removes a stage's outputs before it runs
+
 
 def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, timing: Path) -> None:
     """Train one variant with one seed; params.yaml must name both."""
+    params = read_params(variant, seed)
+    chosen, epochs, data = params.variants[variant], params.train.epochs, params.data
+    device = prepare(params.train.device)
+    fingerprint = decisive(params, variant, seed, device.type, subset)
+    splits = {name: load_tensors(subset, name, device) for name in SPLITS}
+
+    set_seed(seed, epoch=0)
+    network = vgg11(chosen.activation, chosen.dropout, data.scale).to(device)
+    optimizer = make_optimizer(network, chosen)
+    ran_on = machine.describe(device)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{variant}, seed {seed}: {count:,} parameters, on {ran_on['device']}", flush=True)
+
+    checkpoint = CHECKPOINTS / variant / f"{seed}.safetensors"
+    # `dvc exp run --temp` works in a copy of the checkout, within its .dvc.
+    above = [folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"]
+    candidates = [folder / checkpoint for folder in (Path(), *above)]
+    progress = checkpoints.resume(candidates, fingerprint, ran_on, epochs, network, optimizer)
+    remaining = range(len(progress.rows) + 1, epochs + 1)
+    started = finished = time.perf_counter()
+    with checkpoints.saving(checkpoint, fingerprint, network, optimizer) as save:
+        for row in train(network, optimizer, splits, seed, remaining, params.train.batch_size):
+            seconds, finished = time.perf_counter() - finished, time.perf_counter()
+            progress.rows.append(row)
+            progress.timings.append({"epoch": row["epoch"], "seconds": round(seconds, 3), **ran_on})
+            rate = (finished - started) / (row["epoch"] - remaining.start + 1)
+            save(
+                progress,
+                f"Epoch [{row['epoch']}/{epochs}], Time elapsed: {seconds:.1f} s, "
+                f"train accuracy {row['train_accuracy']:.4f}, "
+                f"test accuracy {row['test_accuracy']:.4f}, "
+                f"{rate * (epochs - row['epoch']) / 60:.1f} min left",
+            )
+
+    # DVC records parameters and code as they are after the run, not as they were before it.
+    before = fingerprint | params.train.model_dump()
+    params = read_params(variant, seed)
+    now = decisive(params, variant, seed, device.type, subset) | params.train.model_dump()
+    if changed := checkpoints.changes(before, now):
+        raise InputError(
+            f"while this trained, {changed}; no outputs written, since DVC would take them for "
+            "the new ones: `dvc repro` again"
+        )
+    description = {"variant": variant, "seed": seed, "epochs": epochs, "dataset": params.dataset}
+    description |= data.model_dump(mode="json") | chosen.model_dump()
+    save_weights(weights, network, description)
+    write_csv(history, progress.rows)
+    write_csv(timing, progress.timings)
+
+
+def read_params(variant: str, seed: int) -> Params:
+    """Return the parameters, which must name the variant and the seed."""
     params = load_params()
     if variant not in params.variants or seed not in params.seeds:
         raise InputError(
             f"params.yaml names no variant {variant} with seed {seed}: the variants are "
             f"{', '.join(params.variants)}, the seeds {', '.join(map(str, params.seeds))}"
         )
-    chosen, epochs, scale = params.variants[variant], params.train.epochs, params.data.scale
-    device = prepare(params.train.device)
-    splits = {name: load_tensors(subset, name, device) for name in SPLITS}
+    return params
 
-    set_seed(seed, epoch=0)
-    network = vgg11(chosen.activation, chosen.dropout, scale).to(device)
-    optimizer = make_optimizer(network, chosen)
-    ran_on = machine.describe(device)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{variant}, seed {seed}: {count:,} parameters, on {ran_on['device']}", flush=True)
 
-    rows, timings = [], []
-    started = finished = time.perf_counter()
-    for row in train(
-        network, optimizer, splits, seed, range(1, epochs + 1), params.train.batch_size
-    ):
-        seconds, finished = time.perf_counter() - finished, time.perf_counter()
-        rows.append(row)
-        timings.append({"epoch": row["epoch"], "seconds": round(seconds, 3), **ran_on})
-        minutes_left = (finished - started) / len(rows) * (epochs - len(rows)) / 60
-        print(
-            f"Epoch [{row['epoch']}/{epochs}], Time elapsed: {seconds:.1f} s, "
-            f"train accuracy {row['train_accuracy']:.4f}, "
-            f"test accuracy {row['test_accuracy']:.4f}, {minutes_left:.1f} min left",
-            flush=True,
-        )
-
-    description = {"variant": variant, "seed": seed, "epochs": epochs, "scale": scale}
-    with replacing(weights) as temporary:
-        save_weights(temporary, network, description | chosen.model_dump())
-    write_csv(history, rows)
-    write_csv(timing, timings)
+def decisive(
+    params: Params, variant: str, seed: int, device: str, subset: Path
+) -> checkpoints.Fingerprint:
+    """Return everything that decides the result of a training but its number of epochs."""
+    return {
+        **params.variants[variant].model_dump(),
+        **params.data.model_dump(mode="json"),
+        "dataset": params.dataset,
+        "batch_size": params.train.batch_size,
+        "seed": seed,
+        "device type": device,
+        "torch": version("torch"),
+        **{f"{name} images": checkpoints.digest(subset / f"{name}.safetensors") for name in SPLITS},
+        **checkpoints.code_digests(),
+    }
 
 
 if __name__ == "__main__":

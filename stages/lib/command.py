@@ -1,9 +1,20 @@
-"""A stage as a command: its arguments, and errors for the person who must act."""
+"""A stage as a command: its arguments, one run at a time, and errors for who must act."""
 
 import argparse
 import inspect
+import os
+import platform
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+LOCKS = Path(".locks")
+GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
 
 
 class InputError(Exception):
@@ -13,18 +24,56 @@ class InputError(Exception):
 def run(stage: Callable[..., None]) -> None:
     """Call `stage` with the command line's arguments.
 
-    The arguments are positional and carry the names and types of the stage's parameters. An
-    `InputError`, or an `OSError` such as a full disk, ends the process with one message on stderr
-    and exit code 1, an interrupt with 130: no traceback for what is not a defect of the program.
+    The arguments are positional and carry the names and types of the stage's parameters. Of runs
+    whose arguments differ in paths alone, one goes on and the others wait. An `InputError`, or an
+    `OSError` such as an unreadable file, ends the process with one message on stderr and exit code
+    1, SIGINT and SIGTERM with 130 and 143: no traceback for what is not a defect of the program.
     """
     name = inspect.getmodule(stage).__spec__.name  # type: ignore[union-attr]  # set by `python -m`
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=inspect.getdoc(stage))
     for parameter in inspect.signature(stage).parameters.values():
         parser.add_argument(parameter.name, type=parameter.annotation)
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
+    what = [str(value) for value in arguments.values() if not isinstance(value, Path)]
+    catch_signals()
     try:
-        stage(**vars(arguments))
+        with _sole_run("-".join([name, *what])) if arguments else nullcontext():
+            stage(**arguments)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except MemoryError:
+        sys.exit(f"error: out of memory; {GOES_ON}")
+
+
+def catch_signals() -> None:
+    """Let SIGINT and SIGTERM end this process with a message, once temporary files are gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup command &` wants it
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)  # the first one is being obeyed
+    name = signal.Signals(number).name
+    # Not print, which a signal may have interrupted.
+    os.write(2, f"\nstopped by {name}; {GOES_ON}\n".encode())
+    sys.exit(128 + number)
+
+
+def _sole_run(key: str) -> AcquireReturnProxy[FileLock]:
+    """Return the lock of a stage, held, once no other process of this folder holds it.
+
+    DVC lets no two of its runs write one output, but a stage whose dvc was killed alone goes on.
+    """
+    LOCKS.mkdir(exist_ok=True)
+    path = LOCKS / key
+    lock = FileLock(path)
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        owner = path.read_text(encoding="utf-8")
+        print(f"waiting: process {owner} is at {key}; `kill` ends it", flush=True)
+        held = lock.acquire()
+    path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
+    return held

@@ -7,43 +7,84 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from stages.lib.command import InputError
+
 Row = Mapping[str, str | int | float]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what the block writes there then takes its place.
+    """Yield a temporary path; what the block writes there then takes the place of `path`.
 
-    The temporary file is on disk before it is renamed. If the block fails, `path` is as it was.
+    It is on disk before it is renamed, and so is the renaming at the end, so that a loss of power
+    leaves the old file or the new one. If the block fails, `path` is as it was.
+
+    Raises:
+        InputError: the disk is full, the folder read-only, or the like.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _told(path), _temporary_folder(path) as folder:
+        yield folder / path.name
+        _to_disk(folder / path.name)
+        (folder / path.name).replace(path)
+        _to_disk(path.parent)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`, which then takes its place, files and all."""
-    temporary, retired = (path.with_name(path.name + end) for end in (".tmp", ".old.tmp"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        if path.exists():
-            path.rename(retired)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Yield an empty temporary folder, which then takes the place of `path`, files and all.
+
+    Raises:
+        InputError: as `replacing`.
+    """
+    retired = path.with_name(path.name + ".old.tmp")
+    with _told(path), _temporary_folder(path) as folder:
+        yield folder
+        for written in (*folder.iterdir(), folder):
+            _to_disk(written)
         shutil.rmtree(retired, ignore_errors=True)
+        try:
+            if path.exists():
+                path.rename(retired)
+            folder.rename(path)
+        except BaseException:
+            if retired.exists() and not path.exists():
+                retired.rename(path)
+            raise
+        _to_disk(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    # A folder even for one file: safetensors writes a temporary one of its own beside it.
+    folder = path.with_name(path.name + ".tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} was not written: {error}; what was there before is untouched: make room, "
+            "or the folder writable, then `dvc repro`"
+        ) from None
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

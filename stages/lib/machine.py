@@ -25,10 +25,9 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    # platform.processor() is empty or the bare architecture on most Linux systems.
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
+    # platform.processor() is empty or the bare architecture on most Linux systems, and Linux on ARM
+    # names no model.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()

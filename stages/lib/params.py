@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -15,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from ruamel.yaml import YAML
 
 from stages.lib.command import InputError
 
@@ -41,7 +41,7 @@ def _matching(pattern: str, allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _filled(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _filled(values: Any) -> Any:
     if not values:
         raise ValueError("must have at least one item")
     return values
@@ -78,7 +78,10 @@ class _Section(BaseModel):
         allowed = ", ".join(cls.model_fields)
         if not isinstance(section, dict):
             raise ValueError(f"must be a mapping with the keys {allowed}")
-        if unknown := [f"{k} ({v!r:.40})" for k, v in section.items() if k not in cls.model_fields]:
+        unknown = [
+            f"{_short(k)} ({v!r:.40})" for k, v in section.items() if k not in cls.model_fields
+        ]
+        if unknown:
             raise ValueError(f"unknown key {', '.join(unknown)}; allowed are {allowed}")
         return section
 
@@ -137,11 +140,11 @@ class Variant(_Section):
 class Params(_Section):
     """The whole of params.yaml."""
 
-    datasets: Annotated[dict[_Name, Dataset], Field(min_length=1)]
+    datasets: Annotated[dict[_Name, Dataset], AfterValidator(_filled)]
     dataset: str
     data: Data
     train: Train
-    variants: Annotated[dict[_Name, Variant], Field(min_length=1)]
+    variants: Annotated[dict[_Name, Variant], AfterValidator(_filled)]
     variant: str
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], *_LIST, AfterValidator(_distinct)
@@ -156,17 +159,6 @@ class Params(_Section):
         return name
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads 1e-05, as DVC writes it, for a string; YAML 1.2 and DVC for a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check all parameters.
 
@@ -174,23 +166,38 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         InputError: a line for every wrong value, with file, key, value and what is allowed.
     """
     try:
-        return Params.model_validate(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} not found; run from the top folder of the repository") from None
+    try:
+        values = YAML(typ="safe").load(content.decode())  # as DVC does
+    except Exception as error:  # it raises KeyError, IndexError, OverflowError and more
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split()):.300}") from None
+    try:
+        return Params.model_validate(values)
     except ValidationError as error:
         raise InputError("\n".join(_line(path, found) for found in error.errors())) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _short(value: Any, quoted: bool = False) -> str:
+    """Return the value in at most 60 printable characters."""
+    try:
+        plain = not quoted and isinstance(value, str) and value.isprintable()
+        text = value if plain else repr(value)
+    except ValueError:
+        text = "a number of more than 4300 digits"  # which Python does not print
+    return f"{text:.60}"
 
 
 def _line(path: Path, error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    key = ".".join(_short(part) for part in error["loc"] if part != "[key]")
     shows_value = error["type"] != "missing" and not isinstance(error["input"], dict)
-    value = f"{error['input']!r:.60}" if shows_value else ""
+    value = _short(error["input"], quoted=True) if shows_value else ""
     message = (
         error["msg"]
         .removeprefix("Value error, ")
         .replace("Input should", "must")
         .replace("tuple", "list")
+        .replace(", unable to parse raw data as a unicode string", "")
     )
-    return ": ".join(part for part in (str(path), key, value, message) if part)
+    return ": ".join(part for part in (str(path), key, value, f"{message:.500}") if part)

@@ -7,10 +7,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from stages.lib.command import InputError
+from stages.lib.tensorfile import read_tensors, write_tensors
 
 SPLITS = ("train", "test")
 
@@ -63,8 +62,8 @@ def choose(
 
 
 def save_split(path: Path, split: Split) -> None:
-    """Write a split as safetensors: images, labels and index."""
-    save_file(vars(split), path)
+    """Write a split's images, labels and index."""
+    write_tensors(path, vars(split), {})
 
 
 def load_split(folder: Path, name: str) -> Split:
@@ -74,7 +73,8 @@ def load_split(folder: Path, name: str) -> Split:
         InputError: the file is missing, damaged or of another kind.
     """
     path = folder / f"{name}.safetensors"
+    tensors, _ = read_tensors(path)
     try:
-        return Split(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError) as error:
+        return Split(**tensors)
+    except TypeError as error:
         raise InputError(f"{path}: {error}; `dvc repro subset` makes it anew") from None

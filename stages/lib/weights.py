@@ -1,33 +1,32 @@
-"""Trained weights as safetensors, which never execute what they hold."""
+"""Trained weights as files."""
 
-import json
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
 from torch import nn
 
 from stages.lib.command import InputError
+from stages.lib.tensorfile import read_tensors, write_tensors
 
 
 def save_weights(path: Path, network: nn.Module, description: dict[str, object]) -> None:
-    """Write the network's weights, with what is needed to use them as JSON under "description".
-
-    A single metadata key, because safetensors writes several in random order.
-    """
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, {"description": json.dumps(description)})
+    """Write the network's weights, with what is needed to use them."""
+    state = network.state_dict().items()
+    write_tensors(path, {name: tensor.cpu().numpy() for name, tensor in state}, description)
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Put the weights of the file into the network.
+def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
+    """Put the weights of the file into the network, and return their description.
 
     Raises:
         InputError: the file is missing, damaged, or of another network.
     """
+    tensors, description = read_tensors(path)
     try:
-        network.load_state_dict(load_file(path))
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+    except RuntimeError as error:
         raise InputError(
             f"{path}: {' '.join(str(error).split()):.200}; `dvc repro` makes it anew"
         ) from None
+    return description
