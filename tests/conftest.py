@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tools.faults import digests
 from tools.smoke import copy_checkout, read_params, write_params
 
 CHECKOUT = Path(__file__).parents[1]
@@ -78,13 +79,7 @@ class Project:
 
     def digests(self) -> dict[str, str]:
         """Return the digest of every result, timings aside."""
-        files = [*self.folder.glob("data/**/*"), *self.folder.glob("models/**/*")]
-        files += self.folder.glob("metrics/**/*")
-        return {
-            str(file.relative_to(self.folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in files
-            if file.is_file() and "timing" not in file.parts
-        }
+        return digests(self.folder)
 
     def clone(self, folder: Path) -> "Project":
         """Return a plain git clone: no cache, no data, no models."""
@@ -105,6 +100,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
             patch.setenv(f"DVC_{kind}_DIR", str(tmp_path_factory.mktemp("dvc")))
         patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin slow down what runs beside
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "test")
             patch.setenv(f"GIT_{role}_EMAIL", "test@localhost")

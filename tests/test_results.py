@@ -114,10 +114,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path.write_text("old")
     folder.mkdir()
     (folder / "file").write_text("old")
-    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+    with pytest.raises(InputError, match="was not written: full"), replacing(path) as temporary:
         temporary.write_text("half")
         raise OSError("full")
-    with pytest.raises(OSError, match="full"), replacing_folder(folder) as temporary:
+    with (
+        pytest.raises(InputError, match="was not written: full"),
+        replacing_folder(folder) as temporary,
+    ):
         (temporary / "file").write_text("half")
         raise OSError("full")
     assert path.read_text() == (folder / "file").read_text() == "old"

@@ -17,7 +17,7 @@ DVC = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))
 
 def modules(path: Path) -> set[Path]:
     """Return the module and all of this repository's that it imports, through others too."""
-    found, waiting = set(), [path]
+    found, waiting = set(), [path, CHECKOUT / "stages/__init__.py"]
     while waiting:
         module = waiting.pop()
         found.add(module)

@@ -163,6 +163,7 @@ def below(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")
+        if ".locks" not in path.parts
     }
 
 
