@@ -5,7 +5,7 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro test lint variants table smoke clean
+.PHONY: help env repro test lint variants table smoke faults clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,5 +41,8 @@ table: .venv/.stamp  ## print README's table of results
 smoke: .venv/.stamp  ## the real pipeline on a tiny configuration, in a temporary copy
 	python -m tools.smoke
 
+faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, compare the bytes
+	python -m tools.faults
+
 clean:  ## remove the environment, DVC's page and the tools' caches; data and results stay
-	rm -rf .venv dvc_plots .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv dvc_plots .mypy_cache .ruff_cache .pytest_cache .hypothesis

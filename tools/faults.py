@@ -1,0 +1,258 @@
+"""Kill `dvc repro` at random moments, run it again, and compare with an undisturbed run."""
+
+import hashlib
+import os
+import random
+import re
+import selectors
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from stages.lib import checkpoints, machine
+from stages.lib.command import InputError, run
+from stages.lib.device import prepare as prepare_device
+from stages.lib.evaluation import predict
+from stages.lib.network import vgg11
+from stages.lib.params import Variant
+from stages.lib.training import make_optimizer
+from stages.train import CHECKPOINTS
+from tools.smoke import copy_checkout, read_params, write_params
+
+KILLS = 40
+SEED = 0
+STAGES = {"download", "subset", "train", "evaluate", "compare"}
+SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
+WINDOW = 4  # seconds after a stage's start in which the kill falls
+STEPS, TURNS = 12, 7  # of the measurement of what saving costs
+
+
+@dataclass
+class Tally:
+    """What came of a series of kills."""
+
+    hits: Counter[tuple[str, str]] = field(default_factory=Counter)  # by stage and signal
+    runs: int = 0  # that got to the end
+    epochs: int = 0  # that these trained and told
+
+
+def main() -> None:
+    """Kill the pipeline at random moments on a little real data; print a report in Markdown."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "disturbed")
+        prepare(undisturbed)
+        if subprocess.run(["dvc", "repro"], cwd=undisturbed, check=False).returncode:
+            raise InputError("`dvc repro` fails even undisturbed; see above")
+
+        def begin() -> Path:
+            shutil.rmtree(disturbed, ignore_errors=True)
+            prepare(disturbed, source=undisturbed / "data/raw")
+            return disturbed
+
+        tally = disturb(begin, digests(undisturbed), KILLS, STAGES)
+    print(report(tally, (time.monotonic() - started) / 60))
+    print(cost_of_saving())
+
+
+def prepare(checkout: Path, source: Path | None = None) -> None:
+    """Copy this checkout, with a small configuration; the data may come from a folder."""
+    copy_checkout(Path.cwd(), checkout)
+    params = read_params(checkout)
+    params["data"]["per_class"] = 10
+    params["train"]["epochs"] = 3
+    params["variants"] = {name: params["variants"][name] for name in ("sgd", "adam")}
+    if source:
+        params["datasets"][params["dataset"]]["sources"] = [str(source)]
+    write_params(checkout, params)
+
+
+def digests(checkout: Path) -> dict[str, str]:
+    """Return the SHA-256 of every result by its path, timings aside."""
+    files = [path for top in ("data", "models", "metrics") for path in checkout.glob(f"{top}/**/*")]
+    return {
+        str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file() and "timing" not in path.parts
+    }
+
+
+def disturb(
+    begin: Callable[[], Path], results: dict[str, str], kills: int, stages: set[str]
+) -> Tally:
+    """Kill `dvc repro` again and again, and begin anew whenever it got to the end.
+
+    Args:
+        begin: makes a checkout that has not run, always the same.
+        results: digests of an undisturbed run in it.
+        kills: how many at least.
+        stages: each of which is to be hit.
+
+    Raises:
+        InputError: a result is not as in the undisturbed run, an epoch was trained again, or a run
+            failed by itself.
+    """
+    source = random.Random(SEED)
+    tally = Tally()
+    while tally.hits.total() < kills or not stages <= {stage for stage, _ in tally.hits}:
+        checkout, output, hit = begin(), "", "begun"
+        while hit:
+            number = source.choice(SIGNALS)
+            plan = source.choice((0, 0, 1)), WINDOW * source.random(), number
+            printed, hit, code = attempt(checkout, *plan)
+            output += printed
+            if hit:
+                tally.hits[hit, number.name] += 1
+                print(f"{tally.hits.total()}: {number.name} in {hit}", flush=True)
+            elif code:
+                raise InputError(f"{printed}\n`dvc repro` failed by itself; see above")
+            require_whole(checkout, results, finished=not hit)
+        wanted = sum(
+            len(path.read_text(encoding="utf-8").splitlines()) - 1
+            for path in (checkout / "metrics/history").glob("*/*.csv")
+        )
+        trained = output.count("\nEpoch [")
+        if trained > wanted:
+            raise InputError(f"{output}\n{trained} epochs were trained and saved, not {wanted}")
+        tally.runs += 1
+        tally.epochs += trained
+    return tally
+
+
+def attempt(
+    checkout: Path, stage: int, seconds: float, number: signal.Signals
+) -> tuple[str, str, int]:
+    """Run `dvc repro`, and kill its process group, if it has not ended before.
+
+    Args:
+        checkout: where.
+        stage: which of the stages that it runs to wait for, the first being 0.
+        seconds: to wait after that stage's start.
+        number: the signal.
+
+    Returns:
+        what it printed, the stage that it was killed in or "", its exit code.
+    """
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=checkout,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # A shell's background job ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    output, deadline, hit = b"", None, ""
+    with process, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        try:
+            while True:
+                left = None if deadline is None or hit else max(0.0, deadline - time.monotonic())
+                if not selector.select(left):
+                    hit = re.findall(r"Running stage '([^'@]+)", output.decode())[-1]
+                    os.killpg(process.pid, number)
+                elif block := os.read(process.stdout.fileno(), 1 << 16):
+                    output += block
+                    if deadline is None and output.count(b"Running stage '") > stage:
+                        deadline = time.monotonic() + seconds
+                else:  # nobody is left to write
+                    return output.decode(), hit, process.wait()
+        except BaseException:  # who kills this process does not reach the other session
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def require_whole(checkout: Path, results: dict[str, str], finished: bool) -> None:
+    """Check that every file is a whole result or a temporary one; at the end, that all are there.
+
+    Raises:
+        InputError: some are not.
+    """
+    found = digests(checkout)
+    wrong = {name for name in found if found[name] != results.get(name)}
+    if finished:
+        wrong |= results.keys() - found.keys()
+    else:
+        wrong = {name for name in wrong if ".tmp" not in name}
+    if wrong:
+        raise InputError(f"not as in the undisturbed run: {', '.join(sorted(wrong))}")
+
+
+def report(tally: Tally, minutes: float) -> str:
+    """Return the tally as Markdown, with the date and the machine."""
+    place = machine.describe(torch.device("cpu"))
+    stages = dict.fromkeys(stage for stage, _ in tally.hits)
+    signals = [number.name for number in dict.fromkeys(SIGNALS)]
+    lines = [
+        f"{date.today()}, {place['processor']} ({place['machine']}), {place['cores']} cores, "
+        f"{place['system']}, Python {place['python']}, torch {place['torch']}; "
+        f"seed {SEED}, {minutes:.0f} minutes.",
+        "",
+        "| killed in | " + " | ".join(signals) + " |",
+        "|---" * (1 + len(signals)) + "|",
+        *(
+            f"| {stage} | " + " | ".join(str(tally.hits[stage, name]) for name in signals) + " |"
+            for stage in stages
+        ),
+        "",
+        f"{tally.hits.total()} kills; {tally.runs} runs got to the end. Files that were not as in "
+        "the undisturbed run, or half-written after a kill: 0. "
+        f"Epochs trained: {tally.epochs}, of which again: 0.",
+    ]
+    return "\n".join(lines)
+
+
+def cost_of_saving() -> str:
+    """Return in words what saving costs a training with Adam, whose state is the largest.
+
+    Measured on blocks of steps, with a checkpoint saved meanwhile and without, in turns.
+    """
+    prepare_device("cpu")
+    network = vgg11("relu", 0.5, "none").train()
+    adam = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
+    optimizer = make_optimizer(network, adam)
+    images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (64,))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    CHECKPOINTS.mkdir(exist_ok=True)  # on the disk that trainings use
+    with tempfile.TemporaryDirectory(suffix=".tmp", dir=CHECKPOINTS) as folder:
+        path = Path(folder, "checkpoint")
+        with checkpoints.saving(path, {}, network, optimizer) as save:
+            for turn in range(2 * TURNS + 1):
+                started = time.perf_counter()
+                if turn % 2:
+                    save(checkpoints.Progress(), f"block {turn} of {2 * TURNS}")
+                for _ in range(STEPS):
+                    optimizer.zero_grad()
+                    torch.autograd.backward(cross_entropy(network(images), labels))
+                    optimizer.step()
+                if turn:  # the first one warms up
+                    seconds[turn % 2 == 1].append(time.perf_counter() - started)
+        size = path.stat().st_size / 1e6
+    without, with_saving = (statistics.median(seconds[saved]) for saved in (False, True))
+    started = time.perf_counter()
+    predict(network, images.repeat(20, 1, 1, 1))
+    # Of 6,000 images in 94 steps, and the evaluation of both splits.
+    epoch = 94 * without / STEPS + 12_000 / (20 * 64) * (time.perf_counter() - started)
+    return (
+        f"A checkpoint of Adam ({size:.0f} MB) saved while {STEPS} steps of 64 images are trained: "
+        f"{with_saving:.2f} s instead of {without:.2f} s (medians of {TURNS}, in turns), which is "
+        f"{(with_saving - without) / epoch:.1%} of an epoch's {epoch:.0f} s."
+    )
+
+
+if __name__ == "__main__":
+    run(main)
