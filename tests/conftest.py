@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def stages_run(output: str) -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let commands find this Python's tools, and see nothing of this user's settings."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script's `command &` ignores it, and so would whatever the tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
