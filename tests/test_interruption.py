@@ -225,37 +225,27 @@ def test_terminated_killed_and_interrupted_a_training_loses_at_most_the_epoch_it
     assert leftovers(project) == []
 
 
-def test_after_an_orphan_of_the_same_training_the_next_run_waits_and_takes_its_checkpoint(
-    project: Project,
+@pytest.mark.parametrize(
+    ("lr", "orphan_says", "next_says"),
+    [
+        (0.01, "Epoch [2/2]", "goes on after epoch 2"),
+        (
+            0.02,
+            "while this trained, lr was 0.02, is 0.01; no outputs written",
+            "is of another training: lr was 0.02, is 0.01",
+        ),
+    ],
+    ids=["the same training", "another learning rate"],
+)
+def test_after_an_orphan_the_next_run_waits_and_takes_its_checkpoint_only_if_it_fits(
+    project: Project, lr: float, orphan_says: str, next_says: str
 ) -> None:
     before = project.digests()
     forget(project, "train@sgd-0")
     (project.folder / CHECKPOINT).unlink()
     repro = ("dvc", "repro", "train@sgd-0")
-    with started(project, *repro, SEND="SIGSTOP", AT_RENAMING="1") as orphaned:
-        orphan = orphaned.stopped()
-        orphaned.process.kill()
-        orphaned.process.wait()
-        with started(project, *repro) as command:
-            command.until(
-                f"waiting: process {orphan.pid} on {platform.node()} is at stages.train-sgd-0"
-            )
-            orphan.resume()
-            assert command.end() == 0
-        orphaned.end()
-    assert "Epoch [2/2]" in orphaned.output
-    assert "goes on after epoch 2" in command.output
-    project.repro()
-    assert project.digests() == before
-
-
-def test_an_orphan_with_another_learning_rate_changes_nothing(project: Project) -> None:
-    before = project.digests()
-    forget(project, "train@sgd-0")
-    (project.folder / CHECKPOINT).unlink()
-    repro = ("dvc", "repro", "train@sgd-0")
     with project.params() as params:
-        params["variants"]["sgd"]["lr"] = 0.02
+        params["variants"]["sgd"]["lr"] = lr
     with started(project, *repro, SEND="SIGSTOP", AT_RENAMING="1") as orphaned:
         orphan = orphaned.stopped()
         orphaned.process.kill()
@@ -269,8 +259,8 @@ def test_an_orphan_with_another_learning_rate_changes_nothing(project: Project) 
             orphan.resume()
             assert command.end() == 0
         orphaned.end()
-    assert "while this trained, lr was 0.02, is 0.01; no outputs written" in orphaned.output
-    assert "is of another training: lr was 0.02, is 0.01" in command.output
+    assert orphan_says in orphaned.output
+    assert next_says in command.output
     project.repro()
     assert project.digests() == before
 
