@@ -4,8 +4,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from stages import digest
 from stages.lib import checkpoints, machine
-from stages.lib.command import InputError, run
+from stages.lib.command import InputError, loaded_code, run
 from stages.lib.device import prepare
 from stages.lib.evaluation import load_tensors
 from stages.lib.files import write_csv
@@ -23,8 +24,8 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     params = read_params(variant, seed)
     chosen, epochs, data = params.variants[variant], params.train.epochs, params.data
     device = prepare(params.train.device)
-    fingerprint = decisive(params, variant, seed, device.type, subset)
     splits = {name: load_tensors(subset, name, device) for name in SPLITS}
+    fingerprint = decisive(params, variant, seed, device.type, subset)
 
     set_seed(seed, epoch=0)
     network = vgg11(chosen.activation, chosen.dropout, data.scale).to(device)
@@ -54,7 +55,7 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
                 f"{rate * (epochs - row['epoch']) / 60:.1f} min left",
             )
 
-    # DVC records parameters and code as they are after the run, not as they were before it.
+    # DVC records the parameters that it finds after the run for those of the run.
     before = fingerprint | params.train.model_dump()
     params = read_params(variant, seed)
     now = decisive(params, variant, seed, device.type, subset) | params.train.model_dump()
@@ -93,8 +94,8 @@ def decisive(
         "seed": seed,
         "device type": device,
         "torch": version("torch"),
-        **{f"{name} images": checkpoints.digest(subset / f"{name}.safetensors") for name in SPLITS},
-        **checkpoints.code_digests(),
+        **{f"{name} images": digest(subset / f"{name}.safetensors") for name in SPLITS},
+        **loaded_code(),
     }
 
 

@@ -1,6 +1,5 @@
 """All that a training needs to go on after its last finished epoch, in one file."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,6 @@ from stages.lib.command import InputError
 from stages.lib.tensorfile import Tensors, read_tensors, write_tensors
 from stages.lib.training import EpochRow
 
-STAGES = Path(__file__).parents[1]
-
 Fingerprint = dict[str, object]  # JSON values, by what they are called in a message
 
 
@@ -28,28 +25,6 @@ class Progress:
 
     rows: list[EpochRow] = field(default_factory=list)  # what was learned
     timings: list[dict[str, str | int | float]] = field(default_factory=list)  # how long and where
-
-
-def digest(path: Path) -> str:
-    """Return the beginning of a file's SHA-256.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there; `dvc repro` makes it") from None
-
-
-def code_digests() -> Fingerprint:
-    """Return the digest of every module of the stages that this process runs, by its path."""
-    files = {Path(getattr(module, "__file__", None) or "") for module in [*sys.modules.values()]}
-    return {
-        str(file.relative_to(STAGES.parent)): digest(file)
-        for file in sorted(files)
-        if file.is_relative_to(STAGES)
-    }
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> str:
@@ -140,11 +115,12 @@ def resume(
             print(error, flush=True)
             continue
         _restore(tensors, network, optimizer)
-        last = progress.timings[-1]
-        print(f"{path}: goes on after epoch {last['epoch']}", flush=True)
-        machine = {key: ran_on[key] for key in ("threads", "processor", "device")}
-        if changed := changes({key: last[key] for key in machine}, {**machine}):
-            print(f"{changed}: bits may differ from those of a run in one go", flush=True)
+        print(f"{path}: goes on after epoch {len(progress.rows)}", flush=True)
+        machine: Fingerprint = {key: ran_on[key] for key in ("threads", "processor", "device")}
+        places = [{key: row[key] for key in machine} for row in progress.timings]
+        others = [changed for place in places if (changed := changes({**place}, machine))]
+        if others and len(progress.rows) < epochs:
+            print(f"{others[-1]}: bits may differ from those of a run in one go", flush=True)
         return progress
     print("starts with epoch 1", flush=True)
     return Progress()

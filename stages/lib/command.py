@@ -7,11 +7,13 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from stages import CODE_AT_START, FOLDER, code_digests
 
 LOCKS = Path(".locks")
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
@@ -39,22 +41,39 @@ def run(stage: Callable[..., None]) -> None:
     try:
         with _sole_run("-".join([name, *what])) if arguments else nullcontext():
             stage(**arguments)
+        # DVC records the code that it finds after the run for that of the run.
+        now = code_digests()
+        if changed := [name for name, old in loaded_code().items() if now.get(name) != old]:
+            raise InputError(f"{', '.join(changed)} changed while this ran; `dvc repro` again")
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch tells of it by a RuntimeError, on the CPU by one of no class of its own.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         sys.exit(f"error: out of memory; {GOES_ON}")
+
+
+def loaded_code() -> dict[str, str]:
+    """Return the digest of every module of the stages that this process has loaded, by its path."""
+    files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    return {
+        name: digest for name, digest in CODE_AT_START.items() if str(FOLDER.parent / name) in files
+    }
 
 
 def catch_signals() -> None:
     """Let SIGINT and SIGTERM end this process with a message, once temporary files are gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup command &` wants it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's `command &` wants it
             signal.signal(number, _stop)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
     for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_IGN)  # the first one is being obeyed
+        signal.signal(
+            again, signal.SIG_DFL
+        )  # a second one ends it at once, whatever is left behind
     name = signal.Signals(number).name
     # Not print, which a signal may have interrupted.
     os.write(2, f"\nstopped by {name}; {GOES_ON}\n".encode())
@@ -75,5 +94,6 @@ def _sole_run(key: str) -> AcquireReturnProxy[FileLock]:
         owner = path.read_text(encoding="utf-8")
         print(f"waiting: process {owner} is at {key}; `kill` ends it", flush=True)
         held = lock.acquire()
-    path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
+    with suppress(OSError):  # a full disk; it is only for the message
+        path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
     return held

@@ -60,7 +60,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def _temporary_folder(path: Path) -> Iterator[Path]:
     # A folder even for one file: safetensors writes a temporary one of its own beside it.
     folder = path.with_name(path.name + ".tmp")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    if folder.is_dir():  # of a run that was killed
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -74,8 +75,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} was not written: {error}; what was there before is untouched: make room, "
-            "or the folder writable, then `dvc repro`"
+            f"{path} was not written: {error}; nothing half-written is left: make room, or the "
+            "folder writable, then `dvc repro`"
         ) from None
 
 

@@ -14,6 +14,9 @@ from safetensors.numpy import save_file
 from stages.lib.command import InputError
 from stages.lib.files import replacing
 
+# Not every OSError: a file that may not be read is not to be replaced.
+MISSING = (FileNotFoundError, IsADirectoryError)
+
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -33,13 +36,14 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
     Raises:
         InputError: the file is missing, of another kind, or not as it was written.
+        OSError: it cannot be read.
     """
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             description = json.loads(file.metadata()["description"])
         sha256 = description.pop("sha256")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (*MISSING, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: not readable as a file of ours ({error}); `dvc repro` makes it anew"
         ) from None

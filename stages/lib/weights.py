@@ -1,7 +1,6 @@
 """Trained weights as files."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,17 +15,16 @@ def save_weights(path: Path, network: nn.Module, description: dict[str, object])
     write_tensors(path, {name: tensor.cpu().numpy() for name, tensor in state}, description)
 
 
-def load_weights(path: Path, network: nn.Module) -> dict[str, Any]:
-    """Put the weights of the file into the network, and return their description.
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Put the weights of the file into the network.
 
     Raises:
         InputError: the file is missing, damaged, or of another network.
     """
-    tensors, description = read_tensors(path)
+    tensors, _ = read_tensors(path)
     try:
         network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
     except RuntimeError as error:
         raise InputError(
             f"{path}: {' '.join(str(error).split()):.200}; `dvc repro` makes it anew"
         ) from None
-    return description
