@@ -135,6 +135,13 @@ def scratch(new_place: NewPlace) -> Scratch:
     return get
 
 
+def leave_half_a_checkpoint(path: Path) -> None:
+    """Leave what a kill in the midst of saving does."""
+    folder = path.with_name(path.name + ".tmp")
+    folder.mkdir(exist_ok=True)  # a real kill may have left one
+    (folder / ".tmp0").write_bytes(b"what a saving had written when it was killed")
+
+
 @pytest.mark.parametrize(("variant", "epochs"), [("adam", 2), ("sgd", 2), ("plain", 3)])
 def test_more_epochs_go_on_to_the_bytes_of_one_go(
     variant: str, epochs: int, new_place: NewPlace, scratch: Scratch
@@ -157,11 +164,13 @@ def test_a_finished_checkpoint_trains_nothing_and_writes_the_same(
     place = new_place(3)
     path = place.take(scratch("plain", 3), "plain")
     written = path.stat().st_mtime_ns
+    leave_half_a_checkpoint(path)
     output = place.train("plain")
     assert "goes on after epoch 3" in output and "Epoch [" not in output
     assert place.digests() == scratch("plain", 3).digests()
     assert place.timings("plain") == scratch("plain", 3).timings("plain")
     assert path.stat().st_mtime_ns == written
+    assert [*path.parent.iterdir()] == [path]
 
 
 def test_fewer_epochs_start_anew_and_then_have_their_checkpoint(
@@ -308,6 +317,37 @@ def test_other_threads_go_on_and_it_is_said(
     assert [row["threads"] for row in place.timings("plain")] == ["2", "1"]
 
 
+@pytest.mark.parametrize(
+    ("threads", "epochs", "said"),
+    [
+        ([2], 2, "threads was 2, is 1: bits may differ from those of a run in one go\n"),
+        ([2, 1], 3, "threads was 2, is 1: bits may differ from those of a run in one go\n"),
+        ([2, 1], 2, ""),
+        ([1, 1], 3, ""),
+    ],
+)
+def test_bits_may_differ_if_any_epoch_had_other_threads_and_there_are_more_to_come(
+    threads: list[int],
+    epochs: int,
+    said: str,
+    new_place: NewPlace,
+    scratch: Scratch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = new_place(1).take(scratch("plain", 1), "plain")
+    tensors, description = read_tensors(path)
+    (row,), (timing,) = description["rows"], description["timings"]
+    description["rows"] = [row] * len(threads)
+    description["timings"] = [timing | {"threads": count} for count in threads]
+    write_tensors(path, tensors, description)
+    network = vgg11("relu", 0.5, "none")
+    optimizer = torch.optim.SGD(network.parameters())
+    ran_on = timing | {"threads": 1}
+    checkpoints.resume([path], description["fingerprint"], ran_on, epochs, network, optimizer)
+    goes_on = f"{path}: goes on after epoch {len(threads)}\n"
+    assert capsys.readouterr().out == goes_on + said
+
+
 @contextmanager
 def flipped(path: Path, offset: int, bit: int) -> Iterator[None]:
     """Flip a bit of the file, and flip it back at the end."""
@@ -405,6 +445,28 @@ def test_a_training_makes_a_damaged_checkpoint_anew(new_place: NewPlace, scratch
     assert len(read_tensors(path)[1]["rows"]) == 1
 
 
+def test_a_checkpoint_that_may_not_be_read_is_named_and_left(
+    new_place: NewPlace, scratch: Scratch
+) -> None:
+    place = new_place(1)
+    path = place.take(scratch("plain", 1), "plain")
+    path.unlink()  # so as not to change the other's
+    shutil.copyfile(scratch("plain", 1).checkpoint("plain"), path)
+    kept = path.read_bytes()
+    path.chmod(0)
+    command = place.command("plain")
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root may read everything, and nothing here takes that from it")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    output = place.run(*command, fails=True)
+    assert output.endswith(
+        "\nerror: [Errno 13] Permission denied: '.checkpoints/plain/0.safetensors'\n"
+    )
+    path.chmod(0o600)
+    assert path.read_bytes() == kept
+
+
 @contextmanager
 def truncated(path: Path) -> Iterator[None]:
     """Take a file's last byte away, and put it back at the end."""
@@ -499,12 +561,28 @@ def test_an_epoch_that_is_told_outlives_a_kill_and_a_killed_saving_leaves_nothin
     with place.training("plain") as process:
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    leftover = place.checkpoint("plain").with_name("0.safetensors.tmp")
-    leftover.mkdir(exist_ok=True)  # the kill may have left one
-    (leftover / ".tmp0").write_bytes(b"what a saving had written when it was killed")
+    leave_half_a_checkpoint(place.checkpoint("plain"))
     assert re.search("goes on after epoch [12]\n", place.train("plain"))
     assert place.digests() == scratch("plain", 3).digests()
     assert not [*place.folder.rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a folder", "dangling link", "folder"])
+def test_whatever_bears_the_temporary_name_is_not_in_the_way(tmp_path: Path, kind: str) -> None:
+    target, elsewhere = tmp_path / "table.csv", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    in_the_way = tmp_path / "table.csv.tmp"
+    if kind == "file":
+        in_the_way.touch()
+    elif kind == "folder":
+        shutil.copytree(elsewhere, in_the_way)
+    else:
+        in_the_way.symlink_to(elsewhere if kind == "link to a folder" else tmp_path / "nowhere")
+    write_csv(target, [{"epoch": 1}])
+    assert target.read_text(encoding="utf-8") == "epoch\n1\n"
+    assert sorted(tmp_path.iterdir()) == [elsewhere, target]
+    assert [*elsewhere.iterdir()] == [elsewhere / "kept"]
 
 
 def test_a_file_is_on_disk_before_it_is_renamed_and_then_its_folder(

@@ -1,17 +1,22 @@
 """The stages as commands: a wrong command line is answered, not traced back."""
 
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 
+from stages.lib import command
 from tests.conftest import CHECKOUT
 
 OUTPUTS = ["no", "no.safetensors", "no.csv", "no.csv"]
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "answer"),
+    ("arguments", "code", "answer"),
     [
         (["train", "foo", "0", *OUTPUTS], 1, "names no variant foo with seed 0"),
         (["train", "adam", "99", *OUTPUTS], 1, "names no variant adam with seed 99"),
@@ -24,11 +29,11 @@ OUTPUTS = ["no", "no.safetensors", "no.csv", "no.csv"]
         (["select", "no", "README.md", "no", "no"], 1, "README.md"),
     ],
 )
-def test_a_wrong_command_line_is_answered(command: list[str], code: int, answer: str) -> None:
-    stage, *arguments = command
+def test_a_wrong_command_line_is_answered(arguments: list[str], code: int, answer: str) -> None:
+    stage, *rest = arguments
     before = {*CHECKOUT.iterdir(), CHECKOUT / ".locks"}
     done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        [sys.executable, "-m", f"stages.{stage}", *rest],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -37,3 +42,72 @@ def test_a_wrong_command_line_is_answered(command: list[str], code: int, answer:
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert answer in done.stderr
     assert set(CHECKOUT.iterdir()) <= before
+
+
+@pytest.fixture
+def run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `command.run` see no arguments, and leave this process its signals."""
+    monkeypatch.setattr(sys, "argv", ["a stage"])
+    monkeypatch.setattr(command, "catch_signals", lambda: None)
+
+
+TOO_MUCH = 1 << 60  # bytes
+
+
+@pytest.mark.usefixtures("run_alone")
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(TOO_MUCH, dtype=torch.uint8), lambda: np.empty(TOO_MUCH, np.uint8)],
+    ids=["torch", "numpy"],
+)
+def test_out_of_memory_is_told_in_one_line(allocate: Callable[[], object]) -> None:
+    def stage() -> None:
+        allocate()
+
+    with pytest.raises(SystemExit) as stop:
+        command.run(stage)
+    assert stop.value.code == f"error: out of memory; {command.GOES_ON}"
+
+
+@pytest.mark.usefixtures("run_alone")
+def test_any_other_error_of_torch_keeps_its_traceback() -> None:
+    def stage() -> None:
+        torch.ones(2) @ torch.ones(3)
+
+    with pytest.raises(RuntimeError, match="size"):
+        command.run(stage)
+
+
+OBEYING_FOR_LONG = """
+import signal
+from stages.lib.command import catch_signals
+catch_signals()
+try:
+    print("begun", flush=True)
+    signal.pause()
+finally:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_what_still_obeys_the_first(
+    first: signal.Signals, second: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OBEYING_FOR_LONG],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(first)
+        assert any(f"stopped by {first.name}" in line for line in process.stdout)
+        process.send_signal(second)
+        try:
+            assert process.wait(timeout=60) == -second
+        finally:
+            process.kill()

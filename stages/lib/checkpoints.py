@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.lib.command import InputError
+from stages.lib.files import remove, temporary
 from stages.lib.tensorfile import Tensors, read_tensors, write_tensors
 from stages.lib.training import EpochRow
 
@@ -49,6 +50,7 @@ def saving(
             block. The one before is untouched.
     """
     last: Future[None] | None = None
+    remove(temporary(path))  # of a run that was killed; there may be nothing left to save
 
     with ThreadPoolExecutor(max_workers=1) as thread:
 

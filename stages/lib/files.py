@@ -43,7 +43,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield folder
         for written in (*folder.iterdir(), folder):
             _to_disk(written)
-        shutil.rmtree(retired, ignore_errors=True)
+        remove(retired)
         try:
             if path.exists():
                 path.rename(retired)
@@ -56,12 +56,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
 
 
+def temporary(path: Path) -> Path:
+    """Return where `replacing` and `replacing_folder` write what is to take the place of `path`."""
+    return path.with_name(path.name + ".tmp")
+
+
+def remove(path: Path) -> None:
+    """Remove whatever is there: a folder with all that it holds, a file, a link, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
     # A folder even for one file: safetensors writes a temporary one of its own beside it.
-    folder = path.with_name(path.name + ".tmp")
-    if folder.is_dir():  # of a run that was killed
-        shutil.rmtree(folder)
+    folder = temporary(path)
+    remove(folder)  # of a run that was killed
     folder.mkdir(parents=True)
     try:
         yield folder

@@ -39,6 +39,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         OSError: it cannot be read.
     """
     try:
+        path.open("rb").close()  # safe_open takes whatever it cannot open for missing
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             description = json.loads(file.metadata()["description"])
