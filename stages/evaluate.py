@@ -9,11 +9,10 @@ from stages.lib.command import InputError, run
 from stages.lib.device import prepare
 from stages.lib.evaluation import Score, load_tensors, predict, predict_with_batch_statistics, score
 from stages.lib.files import Row, write_csv
-from stages.lib.network import vgg11
 from stages.lib.params import CLASSES, load_params
 from stages.lib.results import read_rows, require_exactly, write_json
 from stages.lib.summary import summarise
-from stages.lib.weights import load_weights
+from stages.lib.weights import load_network
 
 # Another machine rounds differently; other weights differ by far more.
 ACCURACY_TOLERANCE = 0.002
@@ -43,10 +42,8 @@ def main(
     require_exactly(models, [f"{seed}.safetensors" for seed in params.seeds], remedy)
     require_exactly(histories, [f"{seed}.csv" for seed in params.seeds], remedy)
 
-    chosen = params.variants[variant]
     device = prepare(params.train.device)
     test = load_tensors(subset, "test", device)
-    network = vgg11(chosen.activation, chosen.dropout, params.data.scale).to(device)
 
     learned: list[list[Row]] = []
     batch_statistics = []
@@ -54,7 +51,7 @@ def main(
     for seed in params.seeds:
         weights, history = models / f"{seed}.safetensors", histories / f"{seed}.csv"
         learned.append(read_rows(history, COLUMNS))
-        load_weights(weights, network)
+        network = load_network(weights).to(device)
         logits = predict(network, test.images)
         result = score(logits, test.labels)
         require_agreement(result, learned[-1][-1], weights, history)

@@ -7,11 +7,11 @@ from pathlib import Path
 from stages import digest
 from stages.lib import checkpoints, machine
 from stages.lib.command import InputError, loaded_code, run
-from stages.lib.device import prepare
+from stages.lib.device import choose_precision, prepare
 from stages.lib.evaluation import load_tensors
 from stages.lib.files import write_csv
 from stages.lib.network import vgg11
-from stages.lib.params import Params, load_params
+from stages.lib.params import Params, Precision, load_params
 from stages.lib.subset import SPLITS
 from stages.lib.training import make_optimizer, set_seed, train
 from stages.lib.weights import save_weights
@@ -24,15 +24,19 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     params = read_params(variant, seed)
     chosen, epochs, data = params.variants[variant], params.train.epochs, params.data
     device = prepare(params.train.device)
+    precision = choose_precision(params.train.precision, device)
     splits = {name: load_tensors(subset, name, device) for name in SPLITS}
-    fingerprint = decisive(params, variant, seed, device.type, subset)
+    fingerprint = decisive(params, variant, seed, device.type, precision, subset)
 
     set_seed(seed, epoch=0)
-    network = vgg11(chosen.activation, chosen.dropout, data.scale).to(device)
+    network = vgg11(chosen.activation, chosen.dropout, data.scale, precision).to(device)
     optimizer = make_optimizer(network, chosen)
-    ran_on = machine.describe(device)
+    ran_on = machine.describe(device) | {"precision": precision}
     count = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{variant}, seed {seed}: {count:,} parameters, on {ran_on['device']}", flush=True)
+    print(
+        f"{variant}, seed {seed}: {count:,} parameters, {precision} on {ran_on['device']}",
+        flush=True,
+    )
 
     checkpoint = CHECKPOINTS / variant / f"{seed}.safetensors"
     # `dvc exp run --temp` works in a copy of the checkout, within its .dvc.
@@ -58,14 +62,16 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     # DVC records the parameters that it finds after the run for those of the run.
     before = fingerprint | params.train.model_dump()
     params = read_params(variant, seed)
-    now = decisive(params, variant, seed, device.type, subset) | params.train.model_dump()
+    now = (
+        decisive(params, variant, seed, device.type, precision, subset) | params.train.model_dump()
+    )
     if changed := checkpoints.changes(before, now):
         raise InputError(
             f"while this trained, {changed}; no outputs written, since DVC would take them for "
             "the new ones: `dvc repro` again"
         )
     description = {"variant": variant, "seed": seed, "epochs": epochs, "dataset": params.dataset}
-    description |= data.model_dump(mode="json") | chosen.model_dump()
+    description |= data.model_dump(mode="json") | chosen.model_dump() | {"precision": precision}
     save_weights(weights, network, description)
     write_csv(history, progress.rows)
     write_csv(timing, progress.timings)
@@ -83,7 +89,7 @@ def read_params(variant: str, seed: int) -> Params:
 
 
 def decisive(
-    params: Params, variant: str, seed: int, device: str, subset: Path
+    params: Params, variant: str, seed: int, device: str, precision: Precision, subset: Path
 ) -> checkpoints.Fingerprint:
     """Return everything that decides the result of a training but its number of epochs."""
     return {
@@ -93,6 +99,7 @@ def decisive(
         "batch_size": params.train.batch_size,
         "seed": seed,
         "device type": device,
+        "precision": precision,
         "torch": version("torch"),
         **{f"{name} images": digest(subset / f"{name}.safetensors") for name in SPLITS},
         **loaded_code(),

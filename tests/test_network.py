@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch import nn
 
 from stages.lib.command import InputError
+from stages.lib.device import choose_precision
 from stages.lib.evaluation import Tensors, predict, predict_with_batch_statistics, score
-from stages.lib.network import layers_with_weights, vgg11
-from stages.lib.params import CLASSES, Activation, Scale, Variant
+from stages.lib.network import Convolution, layers_with_weights, vgg11
+from stages.lib.params import CLASSES, Activation, Precision, Scale, Variant
+from stages.lib.tensorfile import write_tensors
 from stages.lib.training import EpochRow, make_optimizer, set_seed, train
-from stages.lib.weights import load_weights, save_weights
+from stages.lib.weights import load_network, save_weights
 
 ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
 # Of the notebook: shapes of the weights, and where a 2x2 pooling follows the layer.
@@ -26,14 +29,16 @@ LINEAR = [(4096, 512), (4096, 4096), (10, 4096)]
 def test_the_layers_are_the_notebooks(activation: Activation, kind: type[nn.Module]) -> None:
     layers = list(vgg11(activation, 0.5, "none").children())[1:]  # without the pixels' scale
     for shape, pooled in zip(CONVOLUTIONS, POOLED, strict=True):
-        convolution, norm, follows, *layers = layers
+        convolution, norm, *layers = layers
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         assert convolution.weight.shape == (*shape, 3, 3)
         assert convolution.stride == convolution.padding == (1, 1)
-        assert convolution.bias is not None and isinstance(follows, kind)
-        if pooled:
+        assert convolution.bias is not None
+        if pooled:  # before the activation, with which it commutes
             pool, *layers = layers
             assert isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride) == (2, 2)
+        follows, *layers = layers
+        assert isinstance(follows, kind)
     kinds = [nn.Flatten, nn.Linear, kind, nn.Dropout, nn.Linear, kind, nn.Dropout, nn.Linear]
     assert [type(layer) for layer in layers] == kinds
     shapes = [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)]
@@ -69,10 +74,79 @@ def split(count: int, seed: int) -> Tensors:
     return Tensors(torch.from_numpy(images), torch.from_numpy(random.integers(0, CLASSES, count)))
 
 
-def trained(seed: int, epochs: int, interrupted: bool = False) -> tuple[nn.Module, list[EpochRow]]:
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_a_convolution_and_its_gradients_are_pytorchs_on_maps_of_any_size(side: int) -> None:
+    set_seed(0, epoch=side)
+    ours = Convolution(6, 5).double().to(memory_format=torch.channels_last)
+    torchs = nn.Conv2d(6, 5, kernel_size=3, padding=1).double()
+    torchs.load_state_dict(ours.state_dict())
+    maps = torch.randn(3, 6, side, side, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(3, 5, side, side, dtype=torch.float64)
+    results = []
+    for layer in (ours, torchs):
+        inputs = (maps, *layer.parameters())
+        results.append([layer(maps), *torch.autograd.grad(layer(maps), inputs, upstream)])
+    for mine, expected in zip(*results, strict=True):
+        assert mine.shape == expected.shape
+        assert torch.allclose(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Sigmoid()])
+def test_pooling_commutes_with_the_activation_gradients_included(activation: nn.Module) -> None:
+    set_seed(0, epoch=1)
+    pool = nn.MaxPool2d(2)
+    maps = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for layers in (nn.Sequential(pool, activation), nn.Sequential(activation, pool)):
+        results.append([layers(maps), *torch.autograd.grad(layers(maps).square().sum(), maps)])
+    for ours, notebooks in zip(*results, strict=True):
+        assert torch.equal(ours, notebooks)
+
+
+def test_bf16_multiplies_in_bfloat16_and_keeps_weights_and_logits_in_float32() -> None:
+    set_seed(0, epoch=0)
+    network = vgg11("relu", 0, "none", "bf16")
+    full = vgg11("relu", 0, "none")
+    full.load_state_dict(network.state_dict())
+    seen: set[torch.dtype] = set()
+    for layer in layers_with_weights(network).values():
+        layer.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    images = split(6, 0).images
+    logits = network(images)
+    assert seen == {torch.bfloat16}
+    assert logits.dtype == torch.float32
+    assert {weights.dtype for weights in network.parameters()} == {torch.float32}
+    difference = (logits - full(images)).abs().max() / full(images).abs().max()
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True}, "fp32"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"neon": True, "bf16": True}, "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_it(
+    capabilities: dict[str, bool], expected: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == expected
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    for named in get_args(Precision):
+        assert choose_precision(named, cpu) == named
+
+
+def trained(
+    seed: int, epochs: int, interrupted: bool = False, precision: Precision = "fp32"
+) -> tuple[nn.Module, list[EpochRow]]:
     """Train on a few random images, in one go or epoch by epoch."""
     set_seed(seed, epoch=0)
-    network = vgg11("relu", 0.5, "none")
+    network = vgg11("relu", 0.5, "none", precision)
     optimizer = make_optimizer(network, ADAM)
     splits = {"train": split(10, 0), "test": split(6, 1)}
     rows: list[EpochRow] = []
@@ -85,12 +159,17 @@ def trained(seed: int, epochs: int, interrupted: bool = False) -> tuple[nn.Modul
     return network, rows
 
 
-def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
-    whole, rows = trained(seed=3, epochs=2)
-    parts, same_rows = trained(seed=3, epochs=2, interrupted=True)
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_the_same_seed_gives_the_same_bits_in_one_go_or_not(precision: Precision) -> None:
+    whole, rows = trained(seed=3, epochs=2, precision=precision)
+    parts, same_rows = trained(seed=3, epochs=2, interrupted=True, precision=precision)
     assert rows == same_rows
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
+    _, rows = trained(seed=3, epochs=2)
     _, other = trained(seed=4, epochs=1)
     assert other[0] != rows[0]
     _, shorter = trained(seed=3, epochs=1)
@@ -161,16 +240,24 @@ def test_batch_statistics_are_those_of_the_batch_and_dropout_is_off() -> None:
 def test_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
     network = vgg11("relu", 0, "none")
     path = tmp_path / "0.safetensors"
-    save_weights(path, network, {"variant": "x"})
-    other = vgg11("relu", 0, "none")
-    load_weights(path, other)
+    described = {"activation": "relu", "dropout": 0, "scale": "none", "precision": "fp32"}
+    save_weights(path, network, described)
+    images = split(3, 0).images
+    assert torch.equal(predict(load_network(path), images), predict(network, images))
+    state = load_network(path).state_dict()
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name])
+        assert torch.equal(tensor, state[name])
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"\x80\x04pickle"):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"0\.safetensors"):
-            load_weights(path, other)
-    save_weights(path, nn.Sequential(nn.Linear(2, 2)), {})
-    with pytest.raises(InputError, match="dvc repro"):
-        load_weights(path, other)
+            load_network(path)
+    for other in ({}, described | {"activation": "tanh"}):
+        save_weights(path, network, other)
+        with pytest.raises(
+            InputError, match=r"0\.safetensors does not hold our network: .*dvc repro"
+        ):
+            load_network(path)
+    write_tensors(path, {"conv1.weight": np.zeros((64, 1, 3, 3), np.float32)}, described)
+    with pytest.raises(InputError, match=r"does not hold our network: .*dvc repro"):
+        load_network(path)

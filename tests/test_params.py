@@ -70,6 +70,8 @@ WRONG = [  # key, value, and the message after the file's name
     ("train.epochs", -1, "train.epochs: -1: must be greater than or equal to 1"),
     ("train.batch_size", 0, "train.batch_size: 0: must be greater than or equal to 1"),
     ("train.device", "gpu", "train.device: 'gpu': must be 'auto', 'cuda', 'mps' or 'cpu'"),
+    ("train.precision", "tf32", "train.precision: 'tf32': must be 'fp32', 'bf16' or 'auto'"),
+    ("train.precision", 16, "train.precision: 16: must be 'fp32', 'bf16' or 'auto'"),
     ("data.per_class", "lots", "data.per_class: 'lots': must be a whole number of at least 1, or "),
     ("data.per_class", 0, "data.per_class: 0: must be a whole number of at least 1, or all"),
     ("data.per_class", True, "data.per_class: True: must be a whole number of at least 1, or all"),

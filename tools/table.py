@@ -64,10 +64,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 def describe(row: Row) -> str:
     """Return in words where an epoch ran."""
     processor = row["processor"] or "a processor without a name"
+    precision = row.get("precision", "fp32")  # the only one there was, before it was recorded
     return (
         f"{processor} ({row['machine']}), {row['cores']} cores, {row['threads']} threads, "
-        f"device {row['device']}, {row['system']}, Python {row['python']}, NumPy {row['numpy']}, "
-        f"torch {row['torch']}, torchvision {row['torchvision']}"
+        f"{precision} on {row['device']}, {row['system']}, Python {row['python']}, "
+        f"NumPy {row['numpy']}, torch {row['torch']}, torchvision {row['torchvision']}"
     )
 
 

@@ -72,7 +72,8 @@ def catch_signals() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     # A second one ends it at once, whatever is left behind.
     for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_DFL)
+        if signal.getsignal(again) is _stop:
+            signal.signal(again, signal.SIG_DFL)
     name = signal.Signals(number).name
     # Not print, which a signal may have interrupted.
     os.write(2, f"\nstopped by {name}; {GOES_ON}\n".encode())

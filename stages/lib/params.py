@@ -24,6 +24,7 @@ Scale = Literal["none", "unit", "half"]
 Activation = Literal["relu", "sigmoid"]
 Optimizer = Literal["sgd", "adam"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["fp32", "bf16"]
 IdxFile = Literal[
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -118,6 +119,7 @@ class Train(_Section):
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     device: Device
+    precision: Literal["fp32", "bf16", "auto"]
 
 
 class Variant(_Section):

@@ -56,7 +56,7 @@ def train(
     """
     for epoch in epochs:
         set_seed(seed, epoch)
-        seen = _train_epoch(network, optimizer, splits["train"], batch_size, f"epoch {epoch}")
+        seen = train_epoch(network, optimizer, splits["train"], batch_size, f"epoch {epoch}")
         row: EpochRow = {"epoch": epoch}
         for name, split in splits.items():
             result = score(predict(network, split.images), split.labels)
@@ -64,13 +64,22 @@ def train(
         yield row | seen
 
 
-def _train_epoch(
+def train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     split: Tensors,
     batch_size: int,
     label: str,
 ) -> EpochRow:
+    """Train the network in place for one epoch; return the `seen_` and `gradient_` of `train`.
+
+    Args:
+        network: as `train`.
+        optimizer: likewise.
+        split: what to train on, in an order drawn from PyTorch's global random numbers.
+        batch_size: as `train`.
+        label: for the progress bar.
+    """
     network.train()
     weights = {name: layer.weight for name, layer in layers_with_weights(network).items()}
     losses, hits, norms = [], [], []

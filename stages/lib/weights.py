@@ -3,28 +3,38 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from stages.lib.command import InputError
+from stages.lib.network import Network, vgg11
 from stages.lib.tensorfile import read_tensors, write_tensors
 
 
-def save_weights(path: Path, network: nn.Module, description: dict[str, object]) -> None:
-    """Write the network's weights, with what is needed to use them."""
+def save_weights(path: Path, network: Network, description: dict[str, object]) -> None:
+    """Write the network's weights, with what `load_network` needs, and whatever else to describe.
+
+    Args:
+        path: of the file.
+        network: as `vgg11` returned it.
+        description: what `vgg11` was given, by the names of its arguments, and more.
+    """
     state = network.state_dict().items()
     write_tensors(path, {name: tensor.cpu().numpy() for name, tensor in state}, description)
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Put the weights of the file into the network.
+def load_network(path: Path) -> Network:
+    """Return the network of the file, as it was trained, on the CPU.
 
     Raises:
-        InputError: the file is missing, damaged, or of another network.
+        InputError: the file is missing, damaged, or of something else.
     """
-    tensors, _ = read_tensors(path)
+    tensors, described = read_tensors(path)
     try:
+        arguments = (described[key] for key in ("activation", "dropout", "scale", "precision"))
+        network = vgg11(*arguments)
         network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise InputError(
-            f"{path}: {' '.join(str(error).split()):.200}; `dvc repro` makes it anew"
+            f"{path} does not hold our network: {' '.join(str(error).split()):.200}; "
+            "`dvc repro` makes it anew"
         ) from None
+    return network
