@@ -5,7 +5,7 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro test lint variants table smoke faults clean
+.PHONY: help env repro test lint variants table smoke faults bench bench-short clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,7 +25,7 @@ repro: .venv/.stamp  ## run the whole pipeline, or what changed of it
 	dvc repro
 
 test: .venv/.stamp  ## run the tests
-	pytest
+	pytest -n auto --maxprocesses 4
 
 lint: .venv/.stamp  ## check format, lint and types
 	ruff format --check
@@ -43,6 +43,12 @@ smoke: .venv/.stamp  ## the real pipeline on a tiny configuration, in a temporar
 
 faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, compare the bytes
 	python -m tools.faults
+
+bench: .venv/.stamp  ## time the training beside other ways to do it (an hour; bench-short: minutes)
+	python -m bench --road
+
+bench-short: .venv/.stamp
+	python -m bench --images 256
 
 clean:  ## remove the environment, DVC's page and the tools' caches; data and results stay
 	rm -rf .venv dvc_plots .mypy_cache .ruff_cache .pytest_cache .hypothesis
