@@ -2,6 +2,7 @@
 
 import re
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from stages.lib.evaluation import Tensors
 from stages.lib.subset import load_split
 
 SUBSET = Path("data/subset")
+PATIENCE = 5  # seconds for a process to end by itself
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES = 6000  # of each split, in an epoch of the real pipeline: trained on one, evaluated on both
 
@@ -61,12 +63,16 @@ class Worker:
 
 
 def serve(connection: Connection, name: str, images: int, threads: int) -> None:
-    """Do what the other end says, and answer with the seconds that it took."""
+    """Do what the other end says, and answer with the seconds that it took; end when it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end to obey
     torch.set_num_threads(threads)
     contender = CONTENDERS[name](load_images(images, DEVICE))
     connection.send(0.0)
     while True:
-        what = connection.recv()
+        try:
+            what = connection.recv()
+        except EOFError:
+            return
         started = time.perf_counter()
         if what == "train":
             contender.train()
@@ -115,7 +121,10 @@ def workers(*contenders: tuple[str, int, int]) -> Iterator[list[Worker]]:
             worker.time("evaluate")
         yield started
     finally:
+        for worker in started:
+            worker.connection.close()
         for process in processes:
+            process.join(PATIENCE)
             process.terminate()
             process.join()
 
