@@ -159,7 +159,7 @@ DENORMALS = "denormals flushed"
 CHANNELS = "channels last"
 FUSED = "fused optimizer"
 MEMORY = "freed memory kept"
-SMALL_MAPS = "2x2 maps as a linear layer"
+SMALL_MAPS = "small maps as matrix products"
 POOLING = "pooling before the activation"
 ROAD = (CHUNKS, DENORMALS, CHANNELS, FUSED, MEMORY, SMALL_MAPS, POOLING)
 

@@ -17,6 +17,7 @@ def code_digests() -> dict[str, str]:
     return {
         str(path.relative_to(FOLDER.parent)): digest(path)
         for path in sorted(FOLDER.glob("**/*.py"))
+        if path.is_file()  # an editor may keep a dangling link beside what it has not saved
     }
 
 

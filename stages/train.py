@@ -25,8 +25,9 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     chosen, epochs, data = params.variants[variant], params.train.epochs, params.data
     device = prepare(params.train.device)
     precision = choose_precision(params.train.precision, device)
-    splits = {name: load_tensors(subset, name, device) for name in SPLITS}
+    # Before the images are read: another file in their place is never taken for them.
     fingerprint = decisive(params, variant, seed, device.type, precision, subset)
+    splits = {name: load_tensors(subset, name, device) for name in SPLITS}
 
     set_seed(seed, epoch=0)
     network = vgg11(chosen.activation, chosen.dropout, data.scale, precision).to(device)
@@ -68,7 +69,7 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     if changed := checkpoints.changes(before, now):
         raise InputError(
             f"while this trained, {changed}; no outputs written, since DVC would take them for "
-            "the new ones: `dvc repro` again"
+            "the new ones: run it again"
         )
     description = {"variant": variant, "seed": seed, "epochs": epochs, "dataset": params.dataset}
     description |= data.model_dump(mode="json") | chosen.model_dump() | {"precision": precision}

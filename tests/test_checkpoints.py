@@ -561,6 +561,18 @@ def test_parameters_changed_while_it_trains_leave_a_checkpoint_and_no_outputs(
     assert place.digests() == scratch("plain", 3).digests()
 
 
+def test_parameters_of_others_may_change_while_it_trains(
+    new_place: NewPlace, scratch: Scratch
+) -> None:
+    place = new_place(3)
+    with place.training("plain") as process:
+        with place.params() as params:
+            params["variants"]["adam"]["lr"] = 0.5
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert place.digests() == scratch("plain", 3).digests()
+
+
 def test_an_epoch_that_is_told_outlives_a_kill_and_a_killed_saving_leaves_nothing(
     new_place: NewPlace, scratch: Scratch
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import stages
 from stages.lib import command
 from tests.conftest import CHECKOUT
 
@@ -76,12 +77,40 @@ def test_out_of_memory_is_told_in_one_line(allocate: Callable[[], object]) -> No
 
 
 @pytest.mark.usefixtures("run_alone")
-def test_any_other_error_of_torch_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB.",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_out_of_memory_is_known_in_whatever_words(message: str) -> None:
     def stage() -> None:
-        torch.ones(2) @ torch.ones(3)
+        raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(SystemExit, match="error: out of memory"):
         command.run(stage)
+
+
+@pytest.mark.usefixtures("run_alone")
+@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access", "mat1 and mat2"])
+def test_any_other_error_of_torch_keeps_its_traceback(message: str) -> None:
+    def stage() -> None:
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match=message):
+        command.run(stage)
+
+
+def test_an_editors_dangling_link_is_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/train.py").write_text("", encoding="utf-8")
+    (tmp_path / "stages/.#train.py").symlink_to("someone@somewhere.1")
+    monkeypatch.setattr(stages, "FOLDER", tmp_path / "stages")
+    assert [*stages.code_digests()] == ["stages/train.py"]
 
 
 OBEYING_FOR_LONG = """

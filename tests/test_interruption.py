@@ -289,10 +289,27 @@ def test_a_result_of_code_that_was_edited_meanwhile_is_not_recorded(
         edit(project, module)
         process.resume()
         assert command.end() == 255
-    assert f"\nerror: stages/{module} changed while this ran; `dvc repro` again" in command.output
+    assert f"\nerror: stages/{module} changed while this ran: run it again" in command.output
     assert "exited with 1" in command.output
     assert stages_run(project.run(*repro)) == [stage]
     assert project.digests() == before
+
+
+def test_a_result_of_parameters_that_were_changed_meanwhile_is_not_recorded(
+    project: Project,
+) -> None:
+    repro = ("dvc", "repro", "--single-item", "subset")
+    with started(project, *repro, "--force", SEND="SIGSTOP", AT_RENAMING="1") as command:
+        process = command.stopped()
+        with project.params() as params:
+            params["data"]["per_class"] = 3
+        process.resume()
+        assert command.end() == 255
+    assert "\nerror: params.yaml changed while this ran: run it again" in command.output
+    assert "train: 12 images" in command.output
+    again = project.run(*repro)
+    assert stages_run(again) == ["subset"]
+    assert "train: 9 images" in again
 
 
 def test_code_that_was_edited_while_a_run_waited_is_not_taken_for_the_code_that_ran(
@@ -312,7 +329,7 @@ def test_code_that_was_edited_while_a_run_waited_is_not_taken_for_the_code_that_
             orphan.process.kill()
             assert waiting.end() == 1
     assert "starts with epoch 1" in waiting.output
-    assert f"\nerror: {module} changed while this ran; `dvc repro` again" in waiting.output
+    assert f"\nerror: {module} changed while this ran: run it again" in waiting.output
     assert read_tensors(checkpoint)[1]["fingerprint"][module] == ran
 
 

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from stages import CODE_AT_START, FOLDER, code_digests
 
 LOCKS = Path(".locks")
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
+# What PyTorch, cuBLAS and cuDNN say in a RuntimeError, on the CPU in one of no class of its own.
+OUT_OF_MEMORY = "out of memory|not enough memory|allocate memory|ALLOC_FAILED"
+
+_read: dict[Path, bytes] = {}  # by `read_to_compare`
 
 
 class InputError(Exception):
@@ -41,17 +46,24 @@ def run(stage: Callable[..., None]) -> None:
     try:
         with _sole_run("-".join([name, *what])) if arguments else nullcontext():
             stage(**arguments)
-        # DVC records the code that it finds after the run for that of the run.
+        # DVC records the code and the parameters that it finds after the run for those of the run.
         now = code_digests()
-        if changed := [name for name, old in loaded_code().items() if now.get(name) != old]:
-            raise InputError(f"{', '.join(changed)} changed while this ran; `dvc repro` again")
+        changed = [name for name, old in loaded_code().items() if now.get(name) != old]
+        changed += [str(path) for path, old in _read.items() if path.read_bytes() != old]
+        if changed:
+            raise InputError(f"{', '.join(changed)} changed while this ran: run it again")
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        # PyTorch tells of it by a RuntimeError, on the CPU by one of no class of its own.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         sys.exit(f"error: out of memory; {GOES_ON}")
+
+
+def read_to_compare(path: Path) -> bytes:
+    """Return a file's content; `run` fails at its end if the file has another one by then."""
+    _read[path] = path.read_bytes()
+    return _read[path]
 
 
 def loaded_code() -> dict[str, str]:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 
-from stages.lib.command import InputError
+from stages.lib.command import InputError, read_to_compare
 
 CLASSES = 10  # outputs of the network, whichever classes the data keeps
 
@@ -168,7 +168,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         InputError: a line for every wrong value, with file, key, value and what is allowed.
     """
     try:
-        content = path.read_bytes()
+        content = read_to_compare(path)
     except FileNotFoundError:
         raise InputError(f"{path} not found; run from the top folder of the repository") from None
     try:

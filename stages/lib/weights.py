@@ -32,7 +32,7 @@ def load_network(path: Path) -> Network:
         arguments = (described[key] for key in ("activation", "dropout", "scale", "precision"))
         network = vgg11(*arguments)
         network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not hold our network: {' '.join(str(error).split()):.200}; "
             "`dvc repro` makes it anew"
