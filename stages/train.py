@@ -25,7 +25,7 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
     chosen, epochs, data = params.variants[variant], params.train.epochs, params.data
     device = prepare(params.train.device)
     precision = choose_precision(params.train.precision, device)
-    # Before the images are read: another file in their place is never taken for them.
+    # Before the images are read, and again at the end: a file replaced meanwhile is noticed.
     fingerprint = decisive(params, variant, seed, device.type, precision, subset)
     splits = {name: load_tensors(subset, name, device) for name in SPLITS}
 
@@ -62,7 +62,7 @@ def main(variant: str, seed: int, subset: Path, weights: Path, history: Path, ti
 
     # DVC records the parameters that it finds after the run for those of the run.
     before = fingerprint | params.train.model_dump()
-    params = read_params(variant, seed)
+    params = read_params(variant, seed)  # `run` takes it from here: what else has changed may
     now = (
         decisive(params, variant, seed, device.type, precision, subset) | params.train.model_dump()
     )

@@ -566,8 +566,11 @@ def test_parameters_of_others_may_change_while_it_trains(
 ) -> None:
     place = new_place(3)
     with place.training("plain") as process:
+        process.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])  # it had not ended
         with place.params() as params:
             params["variants"]["adam"]["lr"] = 0.5
+        process.send_signal(signal.SIGCONT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert place.digests() == scratch("plain", 3).digests()

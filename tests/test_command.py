@@ -56,6 +56,7 @@ def run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `command.run` see no arguments, and leave this process its signals."""
     monkeypatch.setattr(sys, "argv", ["a stage"])
     monkeypatch.setattr(command, "catch_signals", lambda: None)
+    monkeypatch.setattr(command, "_read", {})
 
 
 TOO_MUCH = 1 << 60  # bytes
@@ -83,6 +84,9 @@ def test_out_of_memory_is_told_in_one_line(allocate: Callable[[], object]) -> No
         "CUDA out of memory. Tried to allocate 20.00 MiB.",
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Invalid buffer size: 19.45 GB",
+        "std::bad_alloc",
     ],
 )
 def test_out_of_memory_is_known_in_whatever_words(message: str) -> None:

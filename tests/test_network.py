@@ -1,5 +1,6 @@
 """The network is the notebook's, and a training is a function of seed and epoch."""
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -74,21 +75,35 @@ def split(count: int, seed: int) -> Tensors:
     return Tensors(torch.from_numpy(images), torch.from_numpy(random.integers(0, CLASSES, count)))
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 8, 9])
-def test_a_convolution_and_its_gradients_are_pytorchs_on_maps_of_any_size(side: int) -> None:
-    set_seed(0, epoch=side)
-    ours = Convolution(6, 5).double().to(memory_format=torch.channels_last)
-    torchs = nn.Conv2d(6, 5, kernel_size=3, padding=1).double()
+@pytest.mark.parametrize(
+    ("sides", "way"),
+    [
+        ((1, 1), "SmallConvolution"),
+        ((2, 2), "View"),
+        ((2, 3), "SmallConvolution"),
+        ((4, 4), "SmallConvolution"),
+        ((8, 7), "SmallConvolution"),
+        ((8, 9), "Convolution"),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_a_convolution_and_its_gradients_are_pytorchs_on_maps_of_any_size(
+    sides: tuple[int, int], way: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    set_seed(0, epoch=1)
+    ours = Convolution(6, 5).to(dtype).to(memory_format=torch.channels_last)
+    torchs = nn.Conv2d(6, 5, kernel_size=3, padding=1).to(dtype)
     torchs.load_state_dict(ours.state_dict())
-    maps = torch.randn(3, 6, side, side, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(3, 5, side, side, dtype=torch.float64)
+    maps = torch.randn(3, 6, *sides, dtype=dtype, requires_grad=True)
+    assert re.fullmatch(rf"_?{way}Backward\d*", type(ours(maps).grad_fn).__name__)
+    upstream = torch.randn(3, 5, *sides, dtype=dtype)
     results = []
     for layer in (ours, torchs):
         inputs = (maps, *layer.parameters())
         results.append([layer(maps), *torch.autograd.grad(layer(maps), inputs, upstream)])
     for mine, expected in zip(*results, strict=True):
         assert mine.shape == expected.shape
-        assert torch.allclose(mine, expected, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(mine, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Sigmoid()])

@@ -18,8 +18,11 @@ from stages import CODE_AT_START, FOLDER, code_digests
 
 LOCKS = Path(".locks")
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
-# What PyTorch, cuBLAS and cuDNN say in a RuntimeError, on the CPU in one of no class of its own.
-OUT_OF_MEMORY = "out of memory|not enough memory|allocate memory|ALLOC_FAILED"
+# PyTorch has a class for it only on a GPU; its other devices and libraries say it in a RuntimeError.
+OUT_OF_MEMORY = (
+    "out of memory|not enough memory|allocate memory|bad_alloc|"
+    "ALLOC_FAILED|ALLOCATION_FAILED|Invalid buffer size"
+)
 
 _read: dict[Path, bytes] = {}  # by `read_to_compare`
 
@@ -61,7 +64,10 @@ def run(stage: Callable[..., None]) -> None:
 
 
 def read_to_compare(path: Path) -> bytes:
-    """Return a file's content; `run` fails at its end if the file has another one by then."""
+    """Return a file's content, and let `run` fail at its end if that has changed.
+
+    The last reading counts: who reads a file twice compares the two.
+    """
     _read[path] = path.read_bytes()
     return _read[path]
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear
-from torch.nn.grad import conv2d_input
 
 from stages.lib.params import CLASSES, Activation, Precision, Scale
 
@@ -23,7 +22,7 @@ CONVOLUTIONS = (
 HIDDEN = (4096, 4096)  # units of the linear layers before the last
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
-PRODUCTS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SCALES: dict[Scale, tuple[float, float]] = {  # offset and divisor of a pixel 0..255
     "none": (0, 1),  # the notebook's raw pixels
     "unit": (0, 255),
@@ -44,14 +43,14 @@ class Pixels(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution with a border of zeros, which small maps consist of for a good part.
+    """A 3x3 convolution with a padding of zeros, through which many taps of a small map look.
 
     On a map of 2x2 pixels each of them sees every other, through 4 of the 9 taps; the other 5 see
-    zeros. That is a linear layer, for which a CPU needs less than half the time. On larger ones
-    the weights' gradient can do without the border.
+    zeros. That is a linear layer, for which a CPU needs less than half the time. On other small
+    maps the gradient of the weights leaves out the padding.
     """
 
-    SMALL = 8  # pixels of a side up to which that pays on a CPU
+    SMALL = 8  # pixels of a side, up to which that pays on a CPU with AVX2 in float32
 
     # For the output's pixel (y, x) and the input's (i, j): the tap between them, of 3 in a row.
     TAPS = tuple(3 * (1 + i - y) + 1 + j - x for y, x, i, j in product((0, 1), repeat=4))
@@ -63,13 +62,16 @@ class Convolution(nn.Conv2d):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Return (N, channels_out, height, width) of (N, channels_in, height, width)."""
-        assert self.bias is not None
-        kind = maps.device.type
-        if maps.shape[2:] != (2, 2):
-            if kind != "cpu" or max(maps.shape[2:]) > self.SMALL or torch.is_autocast_enabled(kind):
-                return super().forward(maps)
+        sides, kind = maps.shape[2:], maps.device.type
+        if sides == (2, 2):
+            return self._as_linear(maps)
+        if kind == "cpu" and max(sides) <= self.SMALL and not torch.is_autocast_enabled(kind):
             result: torch.Tensor = _SmallConvolution.apply(maps, self.weight, self.bias)
             return result
+        return super().forward(maps)
+
+    def _as_linear(self, maps: torch.Tensor) -> torch.Tensor:
+        assert self.bias is not None
         kernel = self.weight.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, self.taps)
         weight = kernel.view(4 * self.out_channels, 4 * self.in_channels)
         pixels = maps.permute(0, 2, 3, 1).flatten(1)
@@ -91,51 +93,56 @@ class _SmallConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         maps, weight = ctx.saved_tensors
-        of_maps = conv2d_input(maps.shape, weight, gradient, padding=1)  # type: ignore[no-untyped-call]
+        geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # stride, padding, dilation ... groups
+        wanted = True, False, False  # gradients of the maps, of the weights, of the bias
+        of_maps, *_ = torch.ops.aten.convolution_backward(
+            gradient, maps, weight, None, *geometry, wanted
+        )
         return of_maps, _weight_gradient(maps, gradient), gradient.sum((0, 2, 3))
 
 
 def _weight_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Return it as one matrix product per tap, over the pixels that see no border through it.
+    """Return it by a matrix product per tap, over the pixels that see no padding through it.
 
-    On a 4x4 map that saves 31 % of the products, and oneDNN has no kernel for AVX2 that does the
-    rest as fast as a matrix product.
+    On a 4x4 map that leaves out 31 % of the multiply-adds; and oneDNN's kernel for AVX2 does this
+    gradient, unlike the rest of a convolution, at little more than half a matrix product's rate.
 
     Args:
         maps: (N, channels_in, height, width).
         gradient: of the output, (N, channels_out, height, width).
     """
     (height, width), channels_in, channels_out = maps.shape[2:], maps.shape[1], gradient.shape[1]
-    seen, seers = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    inputs, outputs = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     result = maps.new_empty(channels_out, 3, 3, channels_in)
     for y, x in product(range(3), repeat=2):
         top, bottom = max(0, 1 - y), min(height, height + 1 - y)
         left, right = max(0, 1 - x), min(width, width + 1 - x)
-        there = seen[:, top + y - 1 : bottom + y - 1, left + x - 1 : right + x - 1]
-        here = seers[:, top:bottom, left:right]
-        result[:, y, x] = here.reshape(-1, channels_out).T @ there.reshape(-1, channels_in)
+        into = inputs[:, top + y - 1 : bottom + y - 1, left + x - 1 : right + x - 1]
+        out = outputs[:, top:bottom, left:right]
+        result[:, y, x] = out.reshape(-1, channels_out).T @ into.reshape(-1, channels_in)
     return result.permute(0, 3, 1, 2)
 
 
 class Network(nn.Sequential):
     """Layers in a row, computed in the precision that is named.
 
-    "bf16" is PyTorch's autocast for all but the last: products in bfloat16, weights, norms and
+    "bf16" is PyTorch's autocast of all but the last: products in bfloat16, weights, norms and
     logits in float32.
     """
 
     def __init__(self, layers: OrderedDict[str, nn.Module], precision: Precision) -> None:
         super().__init__(layers)
-        self.products = PRODUCTS[precision]
+        self.compute_dtype = COMPUTE_DTYPES[precision]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 (N, 10), of uint8 images (N, 1, height, width)."""
         *hidden, last = self
-        bf16 = self.products == torch.bfloat16
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        kind, bf16 = images.device.type, self.compute_dtype == torch.bfloat16
+        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
             for layer in hidden:
                 images = layer(images)
-        logits: torch.Tensor = last(images.float())
+        with torch.autocast(kind, enabled=False):
+            logits: torch.Tensor = last(images.float())
         return logits
 
 

@@ -31,10 +31,17 @@ def load_network(path: Path) -> Network:
     try:
         arguments = (described[key] for key in ("activation", "dropout", "scale", "precision"))
         network = vgg11(*arguments)
+    except (KeyError, TypeError, ValueError) as error:  # a RuntimeError may be out of memory
+        raise _not_ours(path, error) from None
+    try:
         network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} does not hold our network: {' '.join(str(error).split()):.200}; "
-            "`dvc repro` makes it anew"
-        ) from None
+    except RuntimeError as error:
+        raise _not_ours(path, error) from None
     return network
+
+
+def _not_ours(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} does not hold our network: {' '.join(str(error).split()):.200}; "
+        "`dvc repro` makes it anew"
+    )
