@@ -18,7 +18,7 @@ from stages import CODE_AT_START, FOLDER, code_digests
 
 LOCKS = Path(".locks")
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
-# PyTorch has a class for it only on a GPU; its other devices and libraries say it in a RuntimeError.
+# PyTorch has a class for it on a GPU alone; what it says elsewhere is a mere RuntimeError.
 OUT_OF_MEMORY = (
     "out of memory|not enough memory|allocate memory|bad_alloc|"
     "ALLOC_FAILED|ALLOCATION_FAILED|Invalid buffer size"
