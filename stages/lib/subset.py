@@ -55,9 +55,12 @@ def choose(
             f"images of class {scarcest}; ask for fewer, or leave it out of data.classes"
         )
     count = None if per_class == "all" else per_class
-    index = np.concatenate([of_class[digit][:count] for digit in classes])
+    kept = [of_class[digit][:count] for digit in classes]
+    index = np.concatenate(kept)
     padded = np.zeros((len(index), 1, *(side + 2 * pad for side in images.shape[1:])), np.uint8)
-    padded[:, 0, pad:-pad, pad:-pad] = images[index]
+    # Class by class: what is chosen by index is copied, and a copy of all would double the memory.
+    for part, room in zip(kept, np.split(padded, np.cumsum([*map(len, kept)])[:-1]), strict=True):
+        room[:, 0, pad:-pad, pad:-pad] = images[part]
     return Split(padded, labels[index].astype(np.int64), index)
 
 
