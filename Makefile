@@ -45,7 +45,7 @@ faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, comp
 	python -m tools.faults
 
 bench: .venv/.stamp  ## time the training beside other ways to do it (an hour; bench-short: minutes)
-	python -m bench --road
+	python -m bench --road --memory --images 1500
 
 bench-short: .venv/.stamp
 	python -m bench --images 256

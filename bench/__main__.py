@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import DEVICE, IMAGES, compare, growth, load_images, road, side_by_side
+from bench.measure import (
+    DEVICE,
+    IMAGES,
+    compare,
+    growth,
+    load_images,
+    road,
+    side_by_side,
+    whole_epoch_memory,
+)
 from bench.report import draw, tables
 from stages.lib import machine
 from stages.lib.command import InputError
@@ -26,11 +35,15 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
     parser.add_argument("--road", action="store_true", help="measure every step to the pipeline")
+    parser.add_argument(
+        "--memory", action="store_true", help=f"measure memory with {IMAGES} images, too"
+    )
     options = parser.parse_args()
     images, rounds = options.images, options.rounds
     if images < 4 or rounds < 1:
         parser.error("--images must be at least 4, --rounds at least 1")
-    load_images(images, DEVICE)  # an error here rather than in every process
+    # An error here rather than in every process.
+    load_images(max(images, IMAGES) if options.memory else images, DEVICE)
     precisions = sorted({"fp32", choose_precision("auto", DEVICE)}, reverse=True)
     fastest = f"pipeline {precisions[-1]}"
     place = machine.describe(DEVICE)
@@ -50,6 +63,8 @@ def main() -> None:
         results["side_by_side"] = side_by_side(fastest, images, rounds)
     if options.road:
         results["road"] = road(images, rounds)
+    if options.memory:
+        results["whole_epoch_memory_bytes"] = whole_epoch_memory([*results["contenders"]])
     print(tables(results))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

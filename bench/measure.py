@@ -200,6 +200,15 @@ def road(images: int, rounds: int) -> dict[str, dict[str, float]]:
     return measured
 
 
+def whole_epoch_memory(names: Sequence[str]) -> dict[str, float]:
+    """Return the most memory that each holds in an epoch of all images, in bytes."""
+    held = {}
+    for name in names:
+        with workers((name, IMAGES, torch.get_num_threads())) as (worker,):
+            held[name] = worker.peak_memory()
+    return held
+
+
 def side_by_side(name: str, images: int, rounds: int) -> dict[str, float]:
     """Time two trainings with half the threads each against one after the other with all."""
     threads = torch.get_num_threads()

@@ -35,6 +35,9 @@ def nothing_to_do(folder: Path) -> str:
     Raises:
         InputError: this pipeline has something to do.
     """
+    dry = subprocess.run(["dvc", "repro", "--dry"], check=True, capture_output=True, text=True)
+    if "Running stage" in dry.stdout:
+        raise InputError("there is something to do: `dvc repro` first")
     count = len(YAML(typ="safe").load(Path("dvc.lock"))["stages"])
     stages = {}
     for name in map(str, range(count)):
@@ -47,12 +50,8 @@ def nothing_to_do(folder: Path) -> str:
     for _ in range(TURNS):
         for place, measured in seconds.items():
             started = time.perf_counter()
-            done = subprocess.run(
-                ["dvc", "repro"], cwd=place, check=True, capture_output=True, text=True
-            )
+            subprocess.run(["dvc", "repro"], cwd=place, check=True, capture_output=True)
             measured.append(time.perf_counter() - started)
-            if "Running stage" in done.stdout:
-                raise InputError("there was something to do: run this after `dvc repro`")
     ours, trivial = (statistics.median(measured) for measured in seconds.values())
     return (
         f"`dvc repro` with nothing to do: {ours:.2f} s; in a trivial pipeline of as many stages, "

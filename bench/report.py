@@ -41,6 +41,13 @@ def tables(results: dict[str, Any]) -> str:
             f"each: {pair['side_by_side_seconds']:.1f} s; one after the other, with all of them: "
             f"{pair['one_after_the_other_seconds']:.1f} s; ratio {pair['ratio']:.2f}.",
         ]
+    if memory := results.get("whole_epoch_memory_bytes"):
+        lines += [
+            "",
+            f"Memory in {whole}: "
+            + ", ".join(f"{name} {held / 1e9:.2f} GB" for name, held in memory.items())
+            + ".",
+        ]
     if steps := results.get("road"):
         lines += ["", "| step | epoch | faster than before it | memory |", "|---" * 4 + "|"]
         lines += [

@@ -1,6 +1,7 @@
 """The benchmark's contenders compute the same, and it measures and shows them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from bench import layers, measure, pipeline
 from bench.contenders import ROAD, Notebook, Step, plain_network
 from bench.measure import operations
+from stages.lib.command import InputError
 from stages.lib.evaluation import Tensors
-from stages.lib.network import CONVOLUTIONS, HIDDEN, vgg11
+from stages.lib.network import CONVOLUTIONS, HIDDEN, layers_with_weights, vgg11
 from stages.lib.params import CLASSES
 from stages.lib.subset import SPLITS, choose, save_split
 from stages.lib.training import set_seed
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, Project
 
 
 def split() -> Tensors:
@@ -102,10 +105,51 @@ def test_it_measures_tabulates_and_draws(small: Path) -> None:
     assert (small / "bench/results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("small")
+def test_memory_is_that_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "IMAGES", 20)
+    held = measure.whole_epoch_memory(["pipeline fp32"])
+    weights_gradients_and_moments = 4 * 4 * 28_148_362  # bytes, for Adam
+    assert [*held] == ["pipeline fp32"]
+    assert held["pipeline fp32"] > weights_gradients_and_moments
+
+
+def test_a_step_is_timed_layer_by_layer(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layers, "TURNS", 1)
+    monkeypatch.setattr(layers, "BATCH", 4)
+    layers.main()
+    printed = capsys.readouterr().out
+    rows = re.findall(r"\| (\w+) \| ([\d.]+) ms \| \d+ \| ([\d.]+) ms \| \d+ \|", printed)
+    assert [name for name, *_ in rows] == [*layers_with_weights(vgg11("relu", 0.5, "none"))]
+    timed = [float(passed) for _, *passes in rows for passed in passes]
+    rest, update = re.findall(r"(?:weights|Optimizer): ([\d.]+) ms", printed)
+    total = float(re.findall(r"Sum: (\d+) ms", printed)[0])
+    assert total == pytest.approx(sum(timed) + float(rest) + float(update), abs=2)
+
+
+def test_what_dvc_and_the_subset_take_is_told_if_nothing_is_left_to_do(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "TURNS", 1)
+    monkeypatch.chdir(project.folder)
+    pipeline.main()
+    told = capsys.readouterr().out
+    assert re.search(r"nothing to do: [\d.]+ s; .* as many stages, 9: [\d.]+ s; ratio \d", told)
+    assert re.search(r"The subset of all images of data/raw: [\d.]+ s, [1-9]\d* MB", told)
+    assert project.repro() == []
+    with project.params() as params:
+        params["variant"] = "sgd"
+    with pytest.raises(InputError, match="there is something to do"):
+        pipeline.main()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "answer"),
     [
         (["--images", "21"], 1, "data/subset has 20 training images, 21 are wanted"),
+        (["--images", "20", "--memory"], 1, "has 20 training images, 6000 are wanted"),
         (["--images", "3"], 2, "--images must be at least 4"),
         (["--rounds", "0"], 2, "--rounds at least 1"),
         (["--images", "all"], 2, "invalid int value: 'all'"),
