@@ -5,7 +5,7 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro test lint variants table smoke faults bench bench-short clean
+.PHONY: help env repro plots test lint variants table smoke faults bench bench-short clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,8 +21,15 @@ help:  ## list the targets
 
 env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 
-repro: .venv/.stamp  ## run the whole pipeline, or what changed of it
+# Where DVC finds the page of its charts with their library in it; without it, they need a network.
+.dvc/plots/page.html: .venv/.stamp tools/page.py tools/page.html
+	python -m tools.page
+
+repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
 	dvc repro
+
+plots: .venv/.stamp .dvc/plots/page.html  ## make the page of all charts, dvc_plots/index.html
+	dvc plots show
 
 test: .venv/.stamp  ## run the tests
 	pytest -n auto --maxprocesses 4

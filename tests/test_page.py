@@ -1,0 +1,149 @@
+"""The page of charts, in a real browser: complete, and without a network."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter, defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+
+BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
+VARIANTS = ["sgd", "adam"]
+CURVES = {"Test_accuracy", "Train_accuracy", "Test_loss", "metrics_curves_csv"}
+OF_VARIANT = {f"metrics_{kind}_{name}_csv" for kind in ("curves", "confusion") for name in VARIANTS}
+
+
+class Page(HTMLParser):
+    """What the browser made of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: dict[str, Counter[str]] = defaultdict(Counter)  # by chart, of each kind
+        self.texts: dict[str, list[str]] = defaultdict(list)  # of the legends, by chart
+        self.order: list[str] = []  # of the charts and headings
+        self.images: list[str] = []
+        self._open: list[str] = []  # classes of the elements around
+        self._chart = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Count a mark, or note a chart or an image."""
+        given = {key: value or "" for key, value in attrs}
+        if tag == "div" and "id" in given:
+            self._chart = given["id"]
+            self.order.append(self._chart)
+        if tag == "img":
+            self.images.append(given["src"])
+        around = " ".join(self._open)
+        if tag == "path" and "role-mark" in around and len(given.get("d", "")) > len("M0,0"):
+            kind = re.findall(r"mark-(\w+) role-mark", around)[-1]
+            self.marks[self._chart][kind] += 1
+        if tag not in ("meta", "br", "img", "link", "input"):
+            self._open.append(given.get("class", tag))
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave the element."""
+        if self._open:
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        """Note a heading or a legend's name."""
+        if "role-legend-label" in " ".join(self._open):
+            self.texts[self._chart].append(data)
+        elif self._open and self._open[-1] in ("h2", "summary"):
+            self.order.append(data)
+
+
+def browse(page: Path) -> Page:
+    """Open a page, which must give no error, and return what came of it."""
+    if BROWSER is None:
+        pytest.skip("Chromium is not installed")
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+            *("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent}/profile"),
+            *("--virtual-time-budget=60000", "--enable-logging=stderr", "--dump-dom"),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # The page's own policy makes an error of whatever it would fetch.
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = Page()
+    found.feed(done.stdout)
+    return found
+
+
+@pytest.fixture
+def prepared(project: Project) -> Project:
+    """A finished project whose page is prepared."""
+    project.run("python", "-m", "tools.page")
+    return project
+
+
+def test_the_page_shows_every_chart_and_tells_the_story_in_order(prepared: Project) -> None:
+    prepared.run("dvc", "plots", "show")
+    page = browse(prepared.folder / "dvc_plots/index.html")
+    for chart in CURVES:
+        assert page.marks[chart] == {"line": 2, "symbol": 4}  # variants; and epochs
+        assert page.texts[chart] == VARIANTS
+    for variant in VARIANTS:
+        assert page.marks[f"metrics_curves_{variant}_csv"] == {"line": 2, "symbol": 4}
+        assert page.texts[f"metrics_curves_{variant}_csv"] == ["train_accuracy", "test_accuracy"]
+        assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 100
+    assert {*page.marks} == CURVES | OF_VARIANT  # what is folded away is not drawn yet
+    figures = (prepared.folder / "metrics/figures").glob("*.png")
+    assert len(page.images) == len([*figures]) > 0
+    for source in page.images:
+        assert (prepared.folder / "dvc_plots" / source).is_file()
+    told = ["The variants beside each other", "Test_accuracy", "Variant by variant"]
+    told += [
+        "metrics_curves_sgd_csv",
+        "Which digit is taken for which",
+        "metrics_confusion_sgd_csv",
+    ]
+    told += ["Figures", "What DVC adds by itself", "metrics_selected_csv"]
+    assert [one for one in page.order if one in told] == told
+
+
+def test_the_page_of_two_revisions_begins_with_their_comparison(prepared: Project) -> None:
+    prepared.run("python", "-m", "tools.variants")
+    prepared.run("dvc", "plots", "diff", *VARIANTS)
+    page = browse(prepared.folder / "dvc_plots/index.html")
+    assert page.marks["metrics_selected_csv"] == {"line": 2, "symbol": 4}
+    assert page.texts["metrics_selected_csv"] == VARIANTS
+    compared, variants = "The revisions compared", "The variants beside each other"
+    story = (compared, "metrics_selected_csv", variants, "Test_accuracy")
+    assert [one for one in page.order if one in story] == [*story]
+    assert page.marks["Test_accuracy"]["symbol"] == 8
+
+
+def test_several_seeds_have_a_mean_and_a_band(prepared: Project) -> None:
+    curves = prepared.folder / "metrics/curves.csv"
+    header, *rows = curves.read_text(encoding="utf-8").splitlines()
+    others = [re.sub(r"^(\w+),0,", r"\1,1,", row) for row in rows]
+    curves.write_text("\n".join([header, *rows, *others, ""]), encoding="utf-8")
+    prepared.run("dvc", "plots", "show")
+    page = browse(prepared.folder / "dvc_plots/index.html")
+    for chart in CURVES:
+        assert page.marks[chart] == {"area": 2, "line": 2, "symbol": 8}
+
+
+def test_what_the_page_would_fetch_is_an_error(tmp_path: Path, prepared: Project) -> None:
+    template = (prepared.folder / ".dvc/plots/page.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", template)
+    fetching = '<script>fetch("https://example.org")</script>'
+    (tmp_path / "page.html").write_text(template.replace("{plot_divs}", fetching), encoding="utf-8")
+    with pytest.raises(AssertionError, match="CONSOLE"):
+        browse(tmp_path / "page.html")
+
+
+def test_an_unprepared_page_is_dvcs_own(project: Project) -> None:
+    project.run("dvc", "plots", "show")
+    page = (project.folder / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "cdn.jsdelivr.net" in page

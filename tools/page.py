@@ -1,0 +1,27 @@
+"""Prepare the page that `dvc plots show` and `dvc plots diff` fill: one that needs no network."""
+
+import subprocess
+from pathlib import Path
+
+from vl_convert import javascript_bundle
+
+from stages.lib.command import run
+from stages.lib.files import replacing
+
+PAGE = Path(".dvc/plots/page.html")
+
+
+def main() -> None:
+    """Write the page's template with Vega in it, and name it to DVC, in this checkout alone."""
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    bundle = javascript_bundle()  # type: ignore[call-arg]  # its stub wants an argument
+    page = template.replace("{vega}", bundle)
+    with replacing(PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    # From the folder .dvc; not for everybody, since without the file DVC would fail.
+    where = str(PAGE.relative_to(".dvc"))
+    subprocess.run(["dvc", "config", "--local", "plots.html_template", where], check=True)
+
+
+if __name__ == "__main__":
+    run(main)
