@@ -5,7 +5,7 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro plots test lint variants table smoke faults bench bench-short clean
+.PHONY: help env repro progress plots test lint variants table smoke faults bench bench-short clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 
 repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
 	dvc repro
+
+progress: .venv/.stamp  ## print how far each training is, also while it runs
+	@python -m tools.progress
 
 plots: .venv/.stamp .dvc/plots/page.html  ## make the page of all charts, dvc_plots/index.html
 	dvc plots show

@@ -1,18 +1,24 @@
-"""Compare the variants: figures, and all curves in one table."""
+"""Compare the variants: figures, all curves in one table, and the notebook's conclusions."""
 
 from pathlib import Path
 
 import numpy as np
 
 from stages.lib import figures
+from stages.lib.claims import CLAIMS, examine
 from stages.lib.command import InputError, run
 from stages.lib.files import replacing_folder, write_csv
 from stages.lib.params import CLASSES, load_params
-from stages.lib.results import read_rows, require_exactly
+from stages.lib.results import read_rows, require_exactly, write_json
 from stages.lib.subset import load_split
 
 DPI = 100  # 900 pixels wide, as README shows them
-COLUMNS = ("seed", "epoch", "train_accuracy", "test_accuracy")
+COLUMNS = [
+    *("seed", "epoch", "train_accuracy", "seen_accuracy", "test_accuracy", "test_loss"),
+    "test_accuracy_batch_statistics",
+    *(f"gradient_conv{layer}" for layer in range(1, 9)),
+    *(f"gradient_linear{layer}" for layer in range(1, 4)),
+]
 CONFUSION_COLUMNS = ("actual", "predicted", "count")
 
 
@@ -22,9 +28,10 @@ def main(
     confusion: Path,
     subset: Path,
     all_curves: Path,
+    claims_file: Path,
     figure_folder: Path,
 ) -> None:
-    """Compare the variants: figures, and all curves in one table."""
+    """Compare the variants: figures, all curves in one table, and the notebook's conclusions."""
     params = load_params()
     remedy = (
         f"remove its files under {summaries}, {curves} and {confusion} by hand, "
@@ -33,9 +40,14 @@ def main(
     for folder, suffix in ((summaries, ".json"), (curves, ".csv"), (confusion, ".csv")):
         require_exactly(folder, [f"{variant}{suffix}" for variant in params.variants], remedy)
     rows = {variant: read_rows(curves / f"{variant}.csv", COLUMNS) for variant in params.variants}
+    epochs = range(1, 1 + max(int(row["epoch"]) for row in next(iter(rows.values()))))
+    expected = [(seed, epoch) for seed in params.seeds for epoch in epochs]
     for variant, table in rows.items():
-        if {row["seed"] for row in table} != set(params.seeds):
-            raise InputError(f"{curves / variant}.csv: other seeds than params.yaml; `dvc repro`")
+        if [(row["seed"], row["epoch"]) for row in table] != expected:
+            raise InputError(
+                f"{curves / variant}.csv: other seeds than params.yaml, or other epochs than the "
+                f"{len(epochs)} of the first variant; `dvc repro` makes it anew"
+            )
 
     counts = {}
     for variant in params.variants:
@@ -44,7 +56,13 @@ def main(
             matrix[int(row["actual"]), int(row["predicted"])] += int(row["count"])
         counts[variant] = matrix[list(params.data.classes)]
 
+    findings = {name: examine(claim, rows) for name, claim in CLAIMS.items()}
+    for found in findings.values():
+        print(f"{found.claim.statement}: {found}", flush=True)
+
     drawings = {
+        "claims": figures.claims(list(findings.values())),
+        "modes": figures.modes(rows),
         "accuracy": figures.accuracy_by_variant(rows),
         "test_accuracy": figures.test_accuracies(rows),
         "gradients": figures.gradient_norms(rows),
@@ -54,6 +72,7 @@ def main(
     with replacing_folder(figure_folder) as folder:
         for name, figure in drawings.items():
             figure.savefig(folder / f"{name}.png", dpi=DPI)
+    write_json(claims_file, {name: found.as_json() for name, found in findings.items()})
     write_csv(all_curves, [row for table in rows.values() for row in table])
 
 

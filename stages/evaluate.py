@@ -11,7 +11,7 @@ from stages.lib.evaluation import Score, load_tensors, predict, predict_with_bat
 from stages.lib.files import Row, write_csv
 from stages.lib.params import CLASSES, load_params
 from stages.lib.results import read_rows, require_exactly, write_json
-from stages.lib.summary import summarise
+from stages.lib.summary import plus_minus, summarise
 from stages.lib.weights import load_network
 
 # Another machine rounds differently; other weights differ by far more.
@@ -20,6 +20,7 @@ LOSS_TOLERANCE = 0.01  # relative
 # Images in a batch whose own statistics are taken: as in training by default, and the same for
 # all, so that variants and experiments compare.
 BATCH = 64
+BATCH_COLUMN = "test_accuracy_batch_statistics"
 COLUMNS = ("epoch", "train_accuracy", "train_loss", "test_accuracy", "test_loss")
 
 
@@ -51,6 +52,10 @@ def main(
     for seed in params.seeds:
         weights, history = models / f"{seed}.safetensors", histories / f"{seed}.csv"
         learned.append(read_rows(history, COLUMNS))
+        if not all(0 <= float(row["test_accuracy"]) <= 1 for row in learned[-1]):
+            raise InputError(
+                f"{history} has a test accuracy that is none; `dvc checkout --force` restores it"
+            )
         network = load_network(weights).to(device)
         logits = predict(network, test.images)
         result = score(logits, test.labels)
@@ -61,22 +66,27 @@ def main(
         ]
         logits = predict_with_batch_statistics(network, test.images, BATCH)
         batch_statistics.append(score(logits, test.labels).accuracy)
+        own, batch = (
+            f"{accuracy:.4f} ± {plus_minus([accuracy], len(test.labels)):.4f}"
+            for accuracy in (result.accuracy, batch_statistics[-1])
+        )
         print(
-            f"{variant}, seed {seed}: test accuracy {result.accuracy:.4f}, "
-            f"with batch statistics {batch_statistics[-1]:.4f}",
+            f"{variant}, seed {seed}: test accuracy {own}, with batch statistics {batch}",
             flush=True,
         )
 
     write_csv(
         curves,
         [
+            # The weights of the other epochs are gone.
             {"variant": variant, "seed": seed, **row}
-            for seed, rows in zip(params.seeds, learned, strict=True)
+            | {BATCH_COLUMN: after if row is rows[-1] else math.nan}
+            for seed, rows, after in zip(params.seeds, learned, batch_statistics, strict=True)
             for row in rows
         ],
     )
     write_csv(confusion, confusion_rows)
-    write_json(summary, summarise(learned, batch_statistics))
+    write_json(summary, summarise(learned, batch_statistics, len(test.labels)))
 
 
 def require_agreement(result: Score, last: Row, weights: Path, history: Path) -> None:

@@ -101,14 +101,20 @@ def test_the_page_shows_every_chart_and_tells_the_story_in_order(prepared: Proje
     assert len(page.images) == len([*figures]) > 0
     for source in page.images:
         assert (prepared.folder / "dvc_plots" / source).is_file()
-    told = ["The variants beside each other", "Test_accuracy", "Variant by variant"]
-    told += [
-        "metrics_curves_sgd_csv",
-        "Which digit is taken for which",
-        "metrics_confusion_sgd_csv",
-    ]
-    told += ["Figures", "What DVC adds by itself", "metrics_selected_csv"]
+    told = ["The variants beside each other", "Test_accuracy"]
+    told += ["The notebook's conclusions", "metrics_figures_claims_png"]
+    told += ["Variant by variant", "metrics_curves_sgd_csv"]
+    told += ["Which digit is taken for which", "metrics_confusion_sgd_csv"]
+    told += ["Figures", "metrics_figures_accuracy_png"]
+    told += ["What DVC adds by itself", "metrics_selected_csv"]
     assert [one for one in page.order if one in told] == told
+
+
+def test_what_dvc_adds_is_drawn_when_it_is_unfolded(prepared: Project) -> None:
+    prepared.run("dvc", "plots", "show")
+    page = prepared.folder / "dvc_plots/index.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("<details>", "<details open>"))
+    assert browse(page).marks["metrics_selected_csv"] == {"line": 1, "symbol": 2}
 
 
 def test_the_page_of_two_revisions_begins_with_their_comparison(prepared: Project) -> None:

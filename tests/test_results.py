@@ -10,7 +10,7 @@ from stages.lib.command import InputError
 from stages.lib.evaluation import Score
 from stages.lib.files import Row, replacing, replacing_folder, write_csv
 from stages.lib.results import read_rows, require_exactly
-from stages.lib.summary import summarise
+from stages.lib.summary import plus_minus, summarise
 
 
 def history(*test_accuracies: float, loss: float = 0.25) -> list[dict[str, float]]:
@@ -28,28 +28,39 @@ def history(*test_accuracies: float, loss: float = 0.25) -> list[dict[str, float
 
 
 def test_a_summary_is_the_mean_over_the_seeds() -> None:
-    summary = summarise([history(0.25, 1.0, 0.5), history(0.5, 0.25, 0.75)], [0.5, 1.0])
+    summary = summarise([history(0.25, 1.0, 0.5), history(0.5, 0.25, 0.75)], [0.5, 1.0], 100)
     assert summary == {
         "test": {
             "accuracy": 0.625,
-            "accuracy_std": pytest.approx(0.25 / math.sqrt(2)),
+            "accuracy_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
             "best_accuracy": 0.875,
+            "best_accuracy_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
             "best_epoch": 2.5,
             "accuracy_batch_statistics": 0.75,
+            "accuracy_batch_statistics_plus_minus": pytest.approx(0.5 / math.sqrt(2)),
             "loss": 0.25,
         },
         "train": {"accuracy": 0.5, "loss": 0.125},
         "oscillation": (0.75 + 0.5 + 0.25 + 0.5) / 4,
+        "epochs": 3,
         "seeds": 2,
     }
 
 
 def test_what_one_seed_or_one_epoch_cannot_tell_is_null() -> None:
-    summary = summarise([history(0.5, loss=math.nan)], [0.5])
+    summary = summarise([history(0.5, loss=math.nan)], [0.5], 100)
     assert summary["oscillation"] is None
     assert isinstance(summary["test"], dict)
-    assert summary["test"]["accuracy_std"] is summary["test"]["loss"] is None
+    assert summary["test"]["loss"] is None
+    assert summary["test"]["accuracy_plus_minus"] == plus_minus([0.5], 100)
     assert summary["test"]["best_epoch"] == 1
+
+
+def test_one_seeds_uncertainty_is_wilsons() -> None:
+    # Wilson's interval of k = 10 of n = 100, z = 1.95996: centre (k + z^2 / 2) / (n + z^2), which
+    # is 0.1148, half its width z sqrt(k (n - k) / n + z^2 / 4) / (n + z^2), which is 0.05957.
+    assert plus_minus([0.1], 100) == pytest.approx(0.1148 + 0.05957 - 0.1, abs=1e-4)
+    assert plus_minus([1.0], 6000) == pytest.approx(3.8414 / 6003.84, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -39,17 +39,24 @@ def main() -> None:
         test, seconds = summary["test"], [float(row["seconds"]) for row in timings]
         cells = (
             variant,
-            f"{test['accuracy']:.4f}",
-            f"{test['best_accuracy']:.4f} (epoch {test['best_epoch']:g})",
-            f"{test['accuracy_batch_statistics']:.4f}",
+            in_words(test, "accuracy"),
+            f"{in_words(test, 'best_accuracy')} (epoch {test['best_epoch']:.3g})",
+            in_words(test, "accuracy_batch_statistics"),
             f"{summary['train']['accuracy']:.4f}",
             "" if summary["oscillation"] is None else f"{summary['oscillation']:.4f}",
             f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`",
         )
         print("| " + " | ".join(cells) + " |")
-    seeds = f"{len(params.seeds)} seed" + "s" * (len(params.seeds) > 1)
-    print(f"\nAfter {params.train.epochs} epochs, {seeds}; seconds are the median epoch.", end="")
+    one = "1 seed; ± reaches the farther end of the 95 % binomial interval"
+    several = f"{len(params.seeds)} seeds; ± is the standard deviation over them"
+    seeds = several if params.seeds[1:] else one
+    print(f"\nAfter {summary['epochs']} epochs, {seeds}; seconds are the median epoch.", end="")
     print("".join(f" Ran on {place}." for place in sorted(places)))
+
+
+def in_words(test: dict[str, float], name: str) -> str:
+    """Return an accuracy with its uncertainty."""
+    return f"{test[name]:.4f} ± {test[f'{name}_plus_minus']:.4f}"
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stages.lib.claims import Finding
 from stages.lib.files import Row
 from stages.lib.subset import Split
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+VERDICTS = {"supported": PALETTE[2], "contradicted": PALETTE[1], "undecided": "dimgrey"}
 WIDTH = 9.0  # inches
 DIGITS_IN_ROW = 10
 
@@ -41,6 +44,56 @@ def sample_digits(split: Split) -> Figure:
     axes.set_xticks([])
     axes.set_ylabel("label")
     axes.set_title(f"The first {DIGITS_IN_ROW} training images of each class")
+    return figure
+
+
+def claims(findings: Sequence[Finding]) -> Figure:
+    """Draw for each claim the differences, a dot a seed, with the interval of their mean.
+
+    Each line has a scale of its own, and its direction: what is right of zero is as claimed.
+    """
+    figure = Figure(figsize=(WIDTH, 0.45 * len(findings) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="grey", linewidth=0.8)
+    for line, found in enumerate(findings):
+        colour = VERDICTS[found.verdict]
+        dots = found.claim.sign * np.array(found.differences)
+        ends = found.claim.sign * np.array(found.interval or [])
+        scale = max([*abs(dots), *abs(ends)], default=0) or 1
+        axes.plot(dots / scale, [line] * len(dots), "o", color=colour, alpha=0.5, markersize=5)
+        if found.interval:
+            axes.plot(ends / scale, [line, line], color=colour, linewidth=2)
+            axes.plot(ends.mean() / scale, line, "|", color=colour, markersize=12)
+        axes.text(1.15, line, fill(str(found), 44), color=colour, va="center", fontsize=8)
+    statements = [f"{found.claim.conclusion}. {found.claim.statement}" for found in findings]
+    axes.set_yticks(range(len(findings)), [fill(text, 44) for text in statements], fontsize=8)
+    axes.set_xticks([0], ["contrary to the claim  ←  no difference  →  as claimed"])
+    axes.set_xlim(-1.1, 1.1)
+    axes.invert_yaxis()
+    axes.set_title(
+        "The notebook's conclusions 1 to 3, and a rival explanation, 4:\n"
+        "paired differences of the seeds, their mean and its 95 % interval"
+    )
+    return figure
+
+
+def modes(curves: Curves) -> Figure:
+    """Draw the accuracy in training mode beside that in evaluation mode, a panel per variant."""
+    figure, panels = _panels(len(curves), sharey=True)
+    for axes, (variant, rows) in zip(panels, curves.items(), strict=True):
+        _draw(axes, rows, "seen_accuracy", "training images, training mode", PALETTE[2], "^")
+        _draw(axes, rows, "train_accuracy", "training images, evaluation mode", PALETTE[1], "s")
+        column = "test_accuracy_batch_statistics"
+        dots = [(int(row["epoch"]), float(row[column])) for row in rows]
+        axes.plot(
+            *zip(*dots, strict=True),
+            "*",
+            color=PALETTE[0],
+            markersize=11,
+            label="test images, batch statistics",
+        )
+        _label(axes, variant, "accuracy")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
