@@ -140,7 +140,8 @@ CLAIMS: Mapping[str, Claim] = {
         2, "Sigmoid's gradients shrink more towards the first layer than ReLU's",
         GRADIENT_RATIO, _SIGMOID, -1, _RELU),
     "nodropout-gradients": Claim(
-        2, "So do sigmoid's without dropout", GRADIENT_RATIO, _BARE, -1, _RELU),
+        2, "Without dropout, sigmoid's gradients shrink more too",
+        GRADIENT_RATIO, _BARE, -1, _RELU),
     "nodropout-steadier": Claim(
         3, "Sigmoid oscillates less without dropout", OSCILLATION, _BARE, -1, _SIGMOID),
     "nodropout-falls": Claim(
@@ -153,14 +154,16 @@ CLAIMS: Mapping[str, Claim] = {
         4, "Sigmoid does better in training mode than in evaluation mode",
         TRAINING_MODE, _SIGMOID, 1, 0.0),
     "nodropout-training-mode": Claim(
-        4, "So does sigmoid without dropout", TRAINING_MODE, _BARE, 1, 0.0),
+        4, "Without dropout, sigmoid does better in training mode too",
+        TRAINING_MODE, _BARE, 1, 0.0),
     "relu-training-mode": Claim(
         4, "ReLU gains less than sigmoid in training mode", TRAINING_MODE, _RELU, -1, _SIGMOID),
     "sigmoid-batch-statistics": Claim(
         4, "Sigmoid's weights do better with batch statistics than with running ones",
         BATCH_STATISTICS, _SIGMOID, 1, 0.0),
     "nodropout-batch-statistics": Claim(
-        4, "So do sigmoid's without dropout", BATCH_STATISTICS, _BARE, 1, 0.0),
+        4, "Without dropout, sigmoid's weights do better with batch statistics too",
+        BATCH_STATISTICS, _BARE, 1, 0.0),
     "relu-batch-statistics": Claim(
         4, "ReLU gains less than sigmoid from batch statistics",
         BATCH_STATISTICS, _RELU, -1, _SIGMOID),
