@@ -46,10 +46,8 @@ def test_a_stage_depends_on_exactly_the_modules_that_it_imports(stage: str) -> N
 def test_the_paths_of_a_command_are_its_dependencies_and_outputs(stage: str) -> None:
     entry = DVC["stages"][stage]
     named = {word for word in entry["cmd"].split() if "/" in word}
-    paths = [*entry["deps"], *entry.get("outs", [])]
-    paths += [
-        path for kind in ("metrics", "plots") for item in entry.get(kind, []) for path in item
-    ]
+    listed = [item for kind in ("deps", "outs", "metrics", "plots") for item in entry.get(kind, [])]
+    paths = [path for item in listed for path in ([item] if isinstance(item, str) else item)]
     assert named == {path for path in paths if not path.endswith(".py")}
 
 
