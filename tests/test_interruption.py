@@ -359,7 +359,7 @@ def test_two_runs_at_once_train_two_variants_but_not_one_twice(project: Project)
         ("subset", (1, 2, 3, 4)),
         ("train@sgd-0", (1, 2, 2, 2, 3)),  # both checkpoints, then weights, history and timing
         ("evaluate@sgd", (1, 2, 3)),
-        ("compare", (1, 2, 2)),  # killed by the second, it leaves no folder to set aside
+        ("compare", (1, 2, 2, 3)),  # killed by the second, it leaves no folder to set aside
         ("select", (1, 2)),
         ("promote", (1,)),
     ],
