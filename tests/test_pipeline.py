@@ -163,6 +163,24 @@ def test_swapped_weights_stop_evaluate_and_promote(project: Project) -> None:
     assert "is of variant sgd and seed 0, params.yaml selects adam and 0" in output
 
 
+def test_curves_of_another_run_stop_compare(project: Project) -> None:
+    curves = project.folder / "metrics/curves/adam.csv"
+    curves.write_text("".join(curves.read_text().splitlines(keepends=True)[:-1]))
+    output = project.run("dvc", "repro", "--single-item", "--force", "compare", fails=True)
+    assert "metrics/curves/adam.csv: other seeds than params.yaml, or other epochs" in output
+
+
+def test_an_accuracy_that_is_none_stops_evaluate(project: Project) -> None:
+    history = project.folder / "metrics/history/adam/0.csv"
+    names, first, *others = history.read_text().splitlines()
+    values = first.split(",")
+    values[names.split(",").index("test_accuracy")] = "1.5"
+    history.unlink()  # it may be a link into DVC's cache
+    history.write_text("\n".join([names, ",".join(values), *others, ""]))
+    output = project.run("dvc", "repro", "--single-item", "--force", "evaluate@adam", fails=True)
+    assert "0.csv has a test accuracy that is none; `dvc checkout --force` restores it" in output
+
+
 def test_metrics_show_is_one_table_with_the_same_columns_for_all(finished: Project) -> None:
     table = json.loads(finished.run("dvc", "metrics", "show", "--json"))[""]["data"]
     names = {"metrics/summary/sgd.json", "metrics/summary/adam.json", "metrics/selected.json"}

@@ -241,7 +241,7 @@ def examine(claim: Claim, curves: Mapping[str, Sequence[Row]]) -> Finding:
     found = Finding(claim, pairs, "undecided", "one seed cannot decide, it takes 2 or more")
     if len(pairs) == 1 or found.mean is None:
         return found
-    # Whole numbers that agree may differ by less than their step: so does an error of rounding.
+    # Whole numbers may agree by chance: no less spread than two errors of rounding have.
     spread = max(float(np.std(found.differences, ddof=1)), claim.statistic.step / math.sqrt(6))
     half = float(_quantile(0.5 + CONFIDENCE / 2, len(pairs)) * spread / math.sqrt(len(pairs)))
     interval = (found.mean - half, found.mean + half)
