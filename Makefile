@@ -5,7 +5,7 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro progress plots test lint variants table smoke faults bench bench-short clean
+.PHONY: help env repro parallel progress plots test lint variants table smoke faults bench bench-short clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,15 @@ env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 
 repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
 	dvc repro
+
+# A thread each for as many trainings as there are processors is quickest (docs/performance.md).
+PROCESSORS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+JOBS ?= $(PROCESSORS)
+
+parallel: .venv/.stamp .dvc/plots/page.html  ## as repro, with JOBS=N stages at a time that share the processors
+	@[[ '$(JOBS)' =~ ^[1-9][0-9]*$$ ]] || { echo 'JOBS is a number, 1 or more: not $(JOBS)' >&2; exit 2; }
+	threads=$$(($(PROCESSORS) < $(JOBS) ? 1 : $(PROCESSORS) / $(JOBS))); \
+	snakemake --cores $$(($(JOBS) * threads)) --set-threads train=$$threads evaluate=$$threads
 
 progress: .venv/.stamp  ## print how far each training is, also while it runs
 	@python -m tools.progress

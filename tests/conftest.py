@@ -150,11 +150,16 @@ def finished(new_project: Callable[[], Project]) -> Project:
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished project, to change."""
+    return copy_of(finished, tmp_path)
+
+
+def copy_of(project: Project, folder: Path) -> Project:
+    """Return a copy of the project within the folder, to change."""
 
     def link_large(source: str, target: str) -> None:
         # Whoever writes these files replaces them, so that sharing them is safe, and quick.
         large = Path(source).stat().st_size > 1_000_000
         (os.link if large else shutil.copy2)(source, target)
 
-    shutil.copytree(finished.folder, tmp_path / "copy", copy_function=link_large)
-    return Project(tmp_path / "copy")
+    shutil.copytree(project.folder, folder / "copy", copy_function=link_large)
+    return Project(folder / "copy")

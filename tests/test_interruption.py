@@ -30,7 +30,7 @@ WEIGHTS = "models/sgd/0.safetensors"
 GOES_ON = "`dvc repro` goes on"
 # In MB: weights 113; a checkpoint of sgd, which adds the momentum, 225.
 BELOW_WEIGHTS, BELOW_CHECKPOINT = 100_000_000, 200_000_000
-SAFETY_NET = 240  # seconds after which a command that hangs is killed; no test waits for it
+SAFETY_NET = 600  # seconds after which a command that hangs is killed; no test waits for it
 
 # Python runs sitecustomize at its start, here in the stages' processes alone.
 HOOK = """

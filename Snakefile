@@ -1,0 +1,38 @@
+# `make parallel` and clusters: Snakemake says when and where a stage runs, DVC whether it has to.
+# The graph is DVC's own; what a stage may take is in profiles/.
+
+from dvc.repo import Repo
+
+with Repo() as repo:
+    graph = repo.index.graph
+NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
+
+
+def marker(stage):
+    return f".snakemake/done/{stage}"
+
+
+rule all:
+    input:
+        map(marker, NEEDS),
+
+
+# A rule per stage of dvc.yaml, so that profiles can name it: `train` for all of train@adam-0 ...
+for group in dict.fromkeys(stage.partition("@")[0] for stage in NEEDS):
+
+    rule:
+        name:
+            group
+        input:
+            lambda wildcards: map(marker, NEEDS[wildcards.stage]),
+        output:
+            touch(marker("{stage}")),
+        wildcard_constraints:
+            stage=f"{group}(@.+)?",
+        log:
+            ".snakemake/stages/{stage}.log",
+        # Lines of stages that run side by side carry their names; who writes them outlives Ctrl-C, so
+        # that a stage can say where it stopped.
+        shell:
+            "dvc --wait-for-lock repro --single-item {wildcards.stage} 2>&1 | "
+            "(trap '' INT TERM; sed -u '/^$/d; s/^/{wildcards.stage}: /' | tee {log})"

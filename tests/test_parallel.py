@@ -1,0 +1,133 @@
+"""`make parallel`: Snakemake side by side runs what DVC alone runs one by one."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Project, copy_of, stages_run
+from tests.test_interruption import started
+from tests.test_pipeline import UP_TO_DATE
+
+STAGES = {
+    *("download", "subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),
+    *("compare", "select", "promote"),
+}
+# The environment that make would build is the one that runs this test.
+PARALLEL = ("make", "--assume-old=.venv/.stamp", "parallel", "JOBS=2")
+
+
+@pytest.fixture(scope="module")
+def run_in_parallel(new_project: Callable[[], Project]) -> tuple[Project, str]:
+    """A project that has run with two stages at a time, and what it printed; do not change it."""
+    project = new_project()
+    with project.params() as params:
+        params["train"]["epochs"] = 4
+    printed = project.run(*PARALLEL)
+    project.commit()
+    return project, printed
+
+
+def test_two_stages_at_a_time_make_the_bytes_of_one_at_a_time(
+    run_in_parallel: tuple[Project, str],
+    new_project: Callable[[], Project],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parallel, printed = run_in_parallel
+    assert set(stages_run(printed)) == STAGES
+    lines = printed.splitlines()
+    begun = [
+        lines.index(f"train@{name}-0: Running stage 'train@{name}-0':") for name in ("sgd", "adam")
+    ]
+    ended = [i for i, line in enumerate(lines) if ": Epoch [4/4]" in line]
+    assert max(begun) < min(ended), "the trainings did not overlap"
+
+    one_by_one = new_project()
+    with one_by_one.params() as params:
+        params["train"]["epochs"] = 4
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    one_by_one.repro()
+    assert parallel.digests() == one_by_one.digests()
+    with (parallel.folder / "metrics/timing/sgd/0.csv").open(encoding="utf-8") as file:
+        assert {row["threads"] for row in csv.DictReader(file)} == {str(threads)}
+    locks = [yaml.safe_load((p.folder / "dvc.lock").read_text()) for p in (parallel, one_by_one)]
+    assert set(locks[0]["stages"]) == set(locks[1]["stages"]) == STAGES
+
+
+def test_afterwards_there_is_nothing_to_do_for_either(
+    run_in_parallel: tuple[Project, str], tmp_path: Path
+) -> None:
+    project = copy_of(run_in_parallel[0], tmp_path)
+    assert UP_TO_DATE in project.run("dvc", "status")
+    assert UP_TO_DATE in project.run("dvc", "repro")
+    assert stages_run(project.run(*PARALLEL)) == []
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_dvc_says_what_has_changed(run_in_parallel: tuple[Project, str], tmp_path: Path) -> None:
+    project = copy_of(run_in_parallel[0], tmp_path)
+    before = project.digests()
+    (project.folder / "models/adam/0.safetensors").unlink()  # DVC has it in its cache
+    with project.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.02
+    ran = stages_run(project.run("snakemake", "--cores", "2"))
+    assert sorted(ran) == ["compare", "evaluate@sgd", "train@sgd-0"]
+    assert project.digests()["models/adam/0.safetensors"] == before["models/adam/0.safetensors"]
+    assert UP_TO_DATE in project.run("dvc", "status")
+
+
+def test_a_stage_of_dvc_yaml_is_known_at_once(project: Project) -> None:
+    graph = yaml.safe_load((project.folder / "dvc.yaml").read_text(encoding="utf-8"))
+    graph["stages"]["count"] = {
+        "cmd": "wc -l < metrics/curves.csv > count.txt",
+        "deps": ["metrics/curves.csv"],
+        "outs": ["count.txt"],
+    }
+    (project.folder / "dvc.yaml").write_text(yaml.safe_dump(graph), encoding="utf-8")
+    assert "count: Running stage 'count':" in project.run("snakemake", "--cores", "2")
+    assert int((project.folder / "count.txt").read_text()) == 1 + 2 * 2  # variants, epochs
+
+
+def test_a_failed_stage_is_named_and_stops_only_those_that_need_it(project: Project) -> None:
+    with project.params() as params:
+        for variant in params["variants"].values():
+            variant["lr"] *= 2
+    checkpoints = project.folder / ".checkpoints/sgd"
+    checkpoints.rename(checkpoints.with_name("kept"))
+    checkpoints.touch()
+    printed = project.run("snakemake", "--cores", "2", fails=True)
+    assert "train@sgd-0: error: [Errno 20] Not a directory: '.checkpoints/sgd" in printed
+    assert "ERROR: failed to reproduce 'train@sgd-0'" in printed
+    assert "Error in rule train:" in printed
+    assert sorted(stages_run(printed)) == [
+        *("evaluate@adam", "promote", "select", "train@adam-0", "train@sgd-0"),
+    ]
+    checkpoints.unlink()
+    assert sorted(stages_run(project.run("snakemake", "--cores", "2"))) == [
+        *("compare", "evaluate@sgd", "train@sgd-0"),
+    ]
+
+
+def test_interrupted_it_ends_and_the_next_run_goes_on(project: Project) -> None:
+    with project.params() as params:
+        params["train"]["epochs"] = 40
+    with started(project, "snakemake", "--cores", "1") as command:
+        command.until("-0: Epoch [4/40]")
+        os.killpg(command.process.pid, signal.SIGINT)
+        assert command.end() != 0
+        assert "`dvc repro` goes on" in command.output
+    with started(project, "snakemake", "--cores", "1") as command:
+        command.until("goes on after epoch ")
+        os.killpg(command.process.pid, signal.SIGINT)
+        command.end()
+
+
+@pytest.mark.parametrize("jobs", ["0", "many", "-1"])
+def test_a_number_of_jobs_that_is_none_is_refused(project: Project, jobs: str) -> None:
+    printed = project.run(*PARALLEL[:-1], f"JOBS={jobs}", fails=True)
+    assert f"JOBS is a number, 1 or more: not {jobs}" in printed
