@@ -1,10 +1,14 @@
 # `make parallel` and clusters: Snakemake says when and where a stage runs, DVC whether it has to.
 # The graph is DVC's own; what a stage may take is in profiles/.
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-with Repo() as repo:
-    graph = repo.index.graph
+try:
+    with Repo() as repo:
+        graph = repo.index.graph
+except DvcException as error:
+    raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
 
 
@@ -34,5 +38,5 @@ for group in dict.fromkeys(stage.partition("@")[0] for stage in NEEDS):
         # Lines of stages that run side by side carry their names; who writes them outlives Ctrl-C, so
         # that a stage can say where it stopped.
         shell:
-            "dvc --wait-for-lock repro --single-item {wildcards.stage} 2>&1 | "
+            "dvc --wait-for-lock repro --single-item {wildcards.stage:q} 2>&1 | "
             "(trap '' INT TERM; sed -u '/^$/d; s/^/{wildcards.stage}: /' | tee {log})"

@@ -131,3 +131,9 @@ def test_interrupted_it_ends_and_the_next_run_goes_on(project: Project) -> None:
 def test_a_number_of_jobs_that_is_none_is_refused(project: Project, jobs: str) -> None:
     printed = project.run(*PARALLEL[:-1], f"JOBS={jobs}", fails=True)
     assert f"JOBS is a number, 1 or more: not {jobs}" in printed
+
+
+def test_parameters_that_dvc_cannot_read_are_told_in_its_words(project: Project) -> None:
+    (project.folder / "params.yaml").write_text("seeds: [", encoding="utf-8")
+    printed = project.run("snakemake", "--cores", "2", fails=True)
+    assert "unable to read: 'params.yaml', YAML file structure is corrupted" in printed
