@@ -5,7 +5,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 try:
-    with Repo() as repo:
+    # Not while another stage's dvc writes dvc.lock, which is no moment to read it.
+    with Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
@@ -39,4 +40,4 @@ for group in dict.fromkeys(stage.partition("@")[0] for stage in NEEDS):
         # that a stage can say where it stopped.
         shell:
             "dvc --wait-for-lock repro --single-item {wildcards.stage:q} 2>&1 | "
-            "(trap '' INT TERM; sed -u '/^$/d; s/^/{wildcards.stage}: /' | tee {log})"
+            "(trap '' INT TERM; sed -u '/^$/d; s|^|{wildcards.stage}: |' | tee {log})"
