@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from filelock import FileLock
 CONFIGURATION = Path("/etc/slurm/slurm.conf")  # jobs do not inherit SLURM_CONF
 NODES = ("n1", "n2")
 PORT = 17000  # of slurmctld; the nodes have those after it
+MARK = "# of tests/slurm.py\n"  # a file with it was left by a killed test
+PATIENCE = 300  # seconds after which what does not happen never will; no test waits for it
 
 
 def unavailable() -> str:
@@ -25,7 +27,17 @@ def unavailable() -> str:
             return f"{command} is not installed (Debian: apt-get install slurm-wlm munge)"
     if os.geteuid() != 0:
         return "only root can start a Slurm"
-    return f"{CONFIGURATION} is there: another Slurm's" if CONFIGURATION.exists() else ""
+    if CONFIGURATION.exists() and not CONFIGURATION.read_text(encoding="utf-8").startswith(MARK):
+        return f"{CONFIGURATION} is there: another Slurm's"
+    return ""
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Wait until something has happened."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain"
+        time.sleep(0.2)
 
 
 class Cluster:
@@ -50,26 +62,29 @@ class Cluster:
         """Start a node, and wait until Slurm gives it jobs."""
         (self.folder / name).mkdir(exist_ok=True)
         self.start(name, "slurmd", "-D", "-N", name)
-        idle = False
-        while not idle:
-            time.sleep(0.5)
-            for daemon, process in self.daemons.items():
-                log = self.folder / f"{daemon}.log"
-                assert process.poll() is None, f"{daemon} has ended:\n{log.read_text()}"
-            with suppress(subprocess.CalledProcessError):  # slurmctld is not there yet
-                idle = self.ask("sinfo", "--noheader", f"--nodes={name}", "--format=%t") == "idle\n"
+        wait_until(lambda: self._is_idle(name))
+
+    def _is_idle(self, node: str) -> bool:
+        for name, process in self.daemons.items():
+            log = self.folder / f"{name}.log"
+            assert process.poll() is None, f"{name} has ended:\n{log.read_text()}"
+        command = ["sinfo", "--noheader", f"--nodes={node}", "--format=%t"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout == "idle\n"  # or nothing, while slurmctld is not there yet
 
     def kill(self, node: str) -> None:
         """End all processes of a node at once, its jobs' too, as if its power were cut."""
-        of_jobs = set()
+        watching, of_jobs = set(), set()
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error):  # it has ended
                 if process.environ().get("SLURMD_NODENAME") == node:
                     of_jobs.add(process)
-        # Who watches them first, lest it reports how they ended.
-        watching = {job.parent() for job in of_jobs} - of_jobs - {None}
+                    parent = process.parent()
+                    if parent and parent.name().startswith("slurmstepd"):
+                        watching.add(parent)
         daemon = self.daemons.pop(node)
         daemon.kill()
+        # Who watches the jobs first, lest it reports how they ended.
         for process in [*watching, *of_jobs]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -89,8 +104,7 @@ def running(folder: Path) -> Iterator[Cluster]:
         for port, name in enumerate(NODES, PORT + 1)
     )
     cluster = Cluster(folder)
-    configuration = f"""
-ClusterName=test
+    configuration = f"""{MARK}ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={PORT}
 SlurmUser=root
