@@ -28,8 +28,8 @@ env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
 	dvc repro
 
-# A thread each for as many trainings as there are processors is quickest (docs/performance.md).
-PROCESSORS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# A thread each for as many trainings as there are processors was 1.09 times as fast on two (docs/performance.md).
+PROCESSORS := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS ?= $(PROCESSORS)
 
 parallel: .venv/.stamp .dvc/plots/page.html  ## as repro, with JOBS=N stages at a time that share the processors
