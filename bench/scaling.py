@@ -21,10 +21,11 @@ SLEEP = 10  # seconds that a training takes
 
 
 def main(trainings: int, jobs: int, files: int) -> None:
-    """Print a row of docs/scaling.md: what so many trainings take, so many at a time.
+    """Print what so many trainings take, so many at a time, as a row of a table.
 
     The stages stand in one dvc.yaml, with one dvc.lock beside it, or, with 10 files, in one for
-    each variant.
+    each variant. The row: trainings, stages, files, at a time; planning, sleeping alone, the whole
+    run, one unchanged stage, a `dvc repro` with nothing to do; the largest dvc.lock.
     """
     if trainings < 1 or trainings % VARIANTS or jobs < 1 or files not in (1, VARIANTS):
         raise InputError(
