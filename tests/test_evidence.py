@@ -9,14 +9,17 @@ import pytest
 from stages.lib.claims import CLAIMS, examine
 from stages.lib.results import read_rows
 from tests.conftest import CHECKOUT
+from tools.table import cells, read_summary
 
 EVIDENCE = CHECKOUT / "docs/evidence"
 RUNS = sorted(path.parent.name for path in EVIDENCE.glob("*/claims.json"))
 PAGE = (CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```sh\n(for v in .*?)```", PAGE, re.DOTALL)
 
 
 def test_there_is_evidence() -> None:
-    assert "three-seeds" in RUNS
+    assert RUNS == ["half-scale", "thirty-epochs", "three-seeds"]
+    assert len(COMMANDS) == 2
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -35,8 +38,15 @@ def test_the_verdicts_follow_from_the_curves(run: str) -> None:
             assert f"\n{claim.statement}: {found}\n" in PAGE
 
 
-def test_the_page_shows_what_its_command_prints() -> None:
-    (command,) = re.findall(r"```sh\n(for v in .*?)```", PAGE, re.DOTALL)
+@pytest.mark.parametrize("run", RUNS)
+def test_the_table_is_of_the_summaries(run: str) -> None:
+    for path in (EVIDENCE / run / "summary").iterdir():
+        row = " | ".join((path.stem, *cells(read_summary(path))))
+        assert f"\n| {row} |" in PAGE
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_shows_what_its_command_prints(command: str) -> None:
     printed = subprocess.check_output(["bash", "-c", command], cwd=CHECKOUT, text=True)
     assert f"```\n{printed}```" in PAGE
 

@@ -36,22 +36,26 @@ def main() -> None:
             for row in read_rows(path, ["seconds"])
         ]
         places |= {describe(row) for row in timings}
-        test, seconds = summary["test"], [float(row["seconds"]) for row in timings]
-        cells = (
-            variant,
-            in_words(test, "accuracy"),
-            f"{in_words(test, 'best_accuracy')} (epoch {test['best_epoch']:.3g})",
-            in_words(test, "accuracy_batch_statistics"),
-            f"{summary['train']['accuracy']:.4f}",
-            "" if summary["oscillation"] is None else f"{summary['oscillation']:.4f}",
-            f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`",
-        )
-        print("| " + " | ".join(cells) + " |")
+        seconds = [float(row["seconds"]) for row in timings]
+        median = f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`"
+        print("| " + " | ".join((variant, *cells(summary), median)) + " |")
     one = "1 seed; ± reaches the farther end of the 95 % binomial interval"
     several = f"{len(params.seeds)} seeds; ± is the standard deviation over them"
     seeds = several if params.seeds[1:] else one
     print(f"\nAfter {summary['epochs']} epochs, {seeds}; seconds are the median epoch.", end="")
     print("".join(f" Ran on {place}." for place in sorted(places)))
+
+
+def cells(summary: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the table says of a variant's summary, in the order of its columns."""
+    test = summary["test"]
+    return (
+        in_words(test, "accuracy"),
+        f"{in_words(test, 'best_accuracy')} (epoch {test['best_epoch']:.3g})",
+        in_words(test, "accuracy_batch_statistics"),
+        f"{summary['train']['accuracy']:.4f}",
+        "" if summary["oscillation"] is None else f"{summary['oscillation']:.4f}",
+    )
 
 
 def in_words(test: dict[str, float], name: str) -> str:
