@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from stages import digest
+from stages.lib.command import InputError
 from stages.lib.tensorfile import read_tensors
 from tests.conftest import Project, stages_run
 from tests.test_pipeline import UP_TO_DATE
-from tools.faults import disturb
+from tools.faults import disturb, require_whole
 
 TRAINED = ("train@sgd-0", "train@adam-0")
 CHECKPOINT = ".checkpoints/sgd/0.safetensors"
@@ -571,3 +572,20 @@ def test_kills_at_random_moments_change_nothing(
     tally = disturb(lambda: new_project().folder, finished.digests(), 4, set())
     assert tally.hits.total() >= 4
     assert tally.runs >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "killed", "finished"),
+    [
+        ("models/.Z4twNcYDvP-EA18KJ-B2CA.tmp", True, True),  # DVC's
+        ("models/.0.safetensors.tmp", True, False),
+        ("models/sgd/0.safetensors.tmp/0.safetensors", True, False),
+        ("models/sgd/1.safetensors", False, False),
+    ],
+)
+def test_what_a_kill_may_leave(tmp_path: Path, name: str, killed: bool, finished: bool) -> None:
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    for ended, allowed in ((False, killed), (True, finished)):
+        with nullcontext() if allowed else pytest.raises(InputError, match=re.escape(name)):
+            require_whole(tmp_path, {}, finished=ended)
