@@ -14,6 +14,7 @@ from bench.measure import (
     compare,
     growth,
     load_images,
+    precisions,
     road,
     side_by_side,
     whole_epoch_memory,
@@ -21,7 +22,6 @@ from bench.measure import (
 from bench.report import draw, tables
 from stages.lib import machine
 from stages.lib.command import InputError
-from stages.lib.device import choose_precision
 
 RESULTS = Path("bench/results.json")
 CHART = Path("bench/results.png")
@@ -44,8 +44,7 @@ def main() -> None:
         parser.error("--images must be at least 4, --rounds at least 1")
     # An error here rather than in every process.
     load_images(max(images, IMAGES) if options.memory else images, DEVICE)
-    precisions = sorted({"fp32", choose_precision("auto", DEVICE)}, reverse=True)
-    fastest = f"pipeline {precisions[-1]}"
+    fastest = f"pipeline {precisions()[-1]}"
     place = machine.describe(DEVICE)
     results = {
         "date": str(date.today()),
@@ -56,7 +55,7 @@ def main() -> None:
             f"{place['threads']} threads, device {place['device']}, {place['system']}, "
             f"Python {place['python']}, torch {place['torch']}"
         ),
-        **compare(precisions, images, rounds),
+        **compare(images, rounds),
         "growth": growth(fastest, images, rounds),
     }
     if torch.get_num_threads() > 1:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stages.lib.device import prepare
 from stages.lib.evaluation import Tensors, predict, score
-from stages.lib.network import CONVOLUTIONS, HIDDEN, Convolution, vgg11
+from stages.lib.network import CONVOLUTIONS, HIDDEN, Convolution, Dropout, vgg11
 from stages.lib.params import CLASSES, Precision, Variant
 from stages.lib.training import make_optimizer, set_seed, train_epoch
 
@@ -102,7 +102,8 @@ class Step(Notebook):
         if MEMORY in self.taken:
             prepare(device.type)  # type: ignore[arg-type]  # cuda or cpu
         convolution = Convolution if SMALL_MAPS in self.taken else plain_convolution
-        network = plain_network(convolution, pooled_first=POOLING in self.taken)
+        dropout = Dropout if MASKS in self.taken else nn.Dropout
+        network = plain_network(convolution, dropout, pooled_first=POOLING in self.taken)
         if CHANNELS in self.taken:
             network = network.to(memory_format=torch.channels_last)
         self.network = network.to(device)
@@ -161,7 +162,8 @@ FUSED = "fused optimizer"
 MEMORY = "freed memory kept"
 SMALL_MAPS = "small maps as matrix products"
 POOLING = "pooling before the activation"
-ROAD = (CHUNKS, DENORMALS, CHANNELS, FUSED, MEMORY, SMALL_MAPS, POOLING)
+MASKS = "dropout from uniform numbers"
+ROAD = (CHUNKS, DENORMALS, CHANNELS, FUSED, MEMORY, SMALL_MAPS, POOLING, MASKS)
 
 CONTENDERS: dict[str, Callable[[Tensors], Contender]] = {
     "notebook": Notebook,
@@ -180,12 +182,15 @@ def plain_convolution(channels_in: int, channels_out: int) -> nn.Module:
 
 
 def plain_network(
-    convolution: Callable[[int, int], nn.Module] = plain_convolution, pooled_first: bool = False
+    convolution: Callable[[int, int], nn.Module] = plain_convolution,
+    dropout: Callable[[float], nn.Module] = nn.Dropout,
+    pooled_first: bool = False,
 ) -> nn.Sequential:
     """Return the notebook's network as a user of PyTorch writes it.
 
     Args:
         convolution: makes one from its channels, in and out.
+        dropout: makes one from its probability.
         pooled_first: before the activation instead of after it.
     """
     layers: list[nn.Module] = []
@@ -197,6 +202,6 @@ def plain_network(
         width = channels
     layers.append(nn.Flatten())
     for units in HIDDEN:
-        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(ADAM.dropout)]
+        layers += [nn.Linear(width, units), nn.ReLU(), dropout(ADAM.dropout)]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, CLASSES))

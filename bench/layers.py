@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bench.contenders import ADAM, BATCH, CONTENDERS, PEAK_PRODUCTS, PEAK_SIDE
-from bench.measure import DEVICE, load_images
+from bench.measure import DEVICE, load_images, precisions
 from stages.lib.command import run
 from stages.lib.device import prepare
+from stages.lib.evaluation import Tensors
 from stages.lib.network import layers_with_weights, vgg11
+from stages.lib.params import Precision
 from stages.lib.training import make_optimizer, set_seed
 
 TURNS = 15
@@ -21,9 +23,15 @@ TURNS = 15
 def main() -> None:
     """Print a table: milliseconds and GFLOP/s of each layer's forward and backward pass."""
     prepare(DEVICE.type)  # type: ignore[arg-type]  # cuda or cpu
-    set_seed(0, epoch=0)
     images = load_images(BATCH, DEVICE)
-    network = vgg11(ADAM.activation, ADAM.dropout, "none").to(DEVICE).train()
+    for precision in precisions():
+        measure(images, precision)
+
+
+def measure(images: Tensors, precision: Precision) -> None:
+    """Print the table of one precision."""
+    set_seed(0, epoch=0)
+    network = vgg11(ADAM.activation, ADAM.dropout, "none", precision).to(DEVICE).train()
     optimizer = make_optimizer(network, ADAM)
     seen: dict[nn.Module, torch.Tensor] = {}
     hooks = [
@@ -39,11 +47,14 @@ def main() -> None:
     step()
     for hook in hooks:
         hook.remove()
-    print("| | forward | GFLOP/s | backward | GFLOP/s |", "|---" * 5 + "|", sep="\n")
+    print(f"| {precision} | forward | GFLOP/s | backward | GFLOP/s |", "|---" * 5 + "|", sep="\n")
     weighted = layers_with_weights(network)
     total = rest = 0.0
     for name, layer in network.named_children():
-        forward, backward = pass_seconds(layer, seen[layer])
+        # As in Network: all but the last layer.
+        bf16 = network.compute_dtype == torch.bfloat16 and layer is not network[-1]
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            forward, backward = pass_seconds(layer, seen[layer])
         total += forward + backward
         if name not in weighted:
             rest += forward + backward
@@ -56,12 +67,12 @@ def main() -> None:
             f"{1e3 * backward:.1f} ms | {ways * operations / backward / 1e9:.0f} |"
         )
     update, whole = seconds(optimizer.step), seconds(step)
-    peak = CONTENDERS["peak fp32"](images)
+    peak = CONTENDERS[f"peak {precision}"](images)
     rate = 2 * PEAK_SIDE**3 * PEAK_PRODUCTS / seconds(peak.train)
     print(
         f"\nLayers without weights: {1e3 * rest:.1f} ms. Optimizer: {1e3 * update:.1f} ms. Sum: "
         f"{1e3 * (total + update):.0f} ms; the whole step of {BATCH} images: {1e3 * whole:.0f} ms. "
-        f"Products of large matrices reach {rate / 1e9:.0f} GFLOP/s. Medians of {TURNS}."
+        f"Products of large matrices reach {rate / 1e9:.0f} GFLOP/s. Medians of {TURNS}.\n"
     )
 
 

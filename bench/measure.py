@@ -25,7 +25,9 @@ from bench.contenders import (
     plain_network,
 )
 from stages.lib.command import InputError
+from stages.lib.device import choose_precision
 from stages.lib.evaluation import Tensors
+from stages.lib.params import Precision
 from stages.lib.subset import load_split
 
 SUBSET = Path("data/subset")
@@ -40,6 +42,7 @@ class Worker:
 
     name: str
     connection: Connection
+    memory_before: float = 0  # it had a network, in bytes
 
     def start(self, what: str) -> None:
         """Let it begin with "train" or "evaluate"."""
@@ -63,11 +66,15 @@ class Worker:
 
 
 def serve(connection: Connection, name: str, images: int, threads: int) -> None:
-    """Do what the other end says, and answer with the seconds that it took; end when it closes."""
+    """Do what the other end says, and answer with the seconds that it took; end when it closes.
+
+    The first answer is the memory that it took to be ready: Python, PyTorch and the images.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end to obey
     torch.set_num_threads(threads)
-    contender = CONTENDERS[name](load_images(images, DEVICE))
-    connection.send(0.0)
+    split, before = load_images(images, DEVICE), peak_memory()
+    contender = CONTENDERS[name](split)
+    connection.send(before)
     while True:
         try:
             what = connection.recv()
@@ -115,7 +122,7 @@ def workers(*contenders: tuple[str, int, int]) -> Iterator[list[Worker]]:
             processes[-1].start()
             theirs.close()
             started.append(Worker(contender[0], ours))
-            started[-1].seconds()
+            started[-1].memory_before = started[-1].seconds()
         for worker in started:
             worker.time("train")
             worker.time("evaluate")
@@ -175,12 +182,17 @@ def measure(names: Sequence[str], images: int, rounds: int) -> dict[str, dict[st
     return results
 
 
-def compare(precisions: Sequence[str], images: int, rounds: int) -> dict[str, Any]:
+def precisions() -> list[Precision]:
+    """Return float32 and, where the hardware multiplies it, bfloat16."""
+    return sorted({"fp32", choose_precision("auto", DEVICE)}, reverse=True)
+
+
+def compare(images: int, rounds: int) -> dict[str, Any]:
     """Measure the notebook's loop, a DataLoader's and the pipeline's, and the machine's peak."""
-    names = ["notebook", "DataLoader", *(f"pipeline {precision}" for precision in precisions)]
-    measured = measure([*names, *(f"peak {name}" for name in precisions)], images, rounds)
+    names = ["notebook", "DataLoader", *(f"pipeline {precision}" for precision in precisions())]
+    measured = measure([*names, *(f"peak {name}" for name in precisions())], images, rounds)
     products = 2 * PEAK_SIDE**3 * PEAK_PRODUCTS * IMAGES / images
-    peaks = {name: products / measured[f"peak {name}"]["train_seconds"] for name in precisions}
+    peaks = {name: products / measured[f"peak {name}"]["train_seconds"] for name in precisions()}
     train, evaluate = operations()
     for name in names:
         row = measured[name]
@@ -192,7 +204,8 @@ def compare(precisions: Sequence[str], images: int, rounds: int) -> dict[str, An
 
 def road(images: int, rounds: int) -> dict[str, dict[str, float]]:
     """Measure the steps from the notebook's loop to the pipeline, each with those before it."""
-    measured = measure(["notebook", *ROAD, "pipeline fp32"], images, rounds)
+    pipeline = [f"pipeline {precision}" for precision in precisions()]
+    measured = measure(["notebook", *ROAD, *pipeline], images, rounds)
     before = measured["notebook"]
     for row in measured.values():
         row["ratio"] = before["epoch_seconds"] / row["epoch_seconds"]
@@ -201,11 +214,15 @@ def road(images: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def whole_epoch_memory(names: Sequence[str]) -> dict[str, float]:
-    """Return the most memory that each holds in an epoch of all images, in bytes."""
+    """Return the most memory that each holds in an epoch of all images, in bytes.
+
+    Under "before" stands what it held before there was a network.
+    """
     held = {}
     for name in names:
         with workers((name, IMAGES, torch.get_num_threads())) as (worker,):
             held[name] = worker.peak_memory()
+            held["before"] = worker.memory_before
     return held
 
 

@@ -46,7 +46,7 @@ def tables(results: dict[str, Any]) -> str:
             "",
             f"Memory in {whole}: "
             + ", ".join(f"{name} {held / 1e9:.2f} GB" for name, held in memory.items())
-            + ".",
+            + "; before is Python, PyTorch and the images, without a network.",
         ]
     if steps := results.get("road"):
         lines += ["", "| step | epoch | faster than before it | memory |", "|---" * 4 + "|"]

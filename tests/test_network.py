@@ -13,7 +13,7 @@ from torch import nn
 from stages.lib.command import InputError
 from stages.lib.device import choose_precision
 from stages.lib.evaluation import Tensors, predict, predict_with_batch_statistics, score
-from stages.lib.network import Convolution, layers_with_weights, vgg11
+from stages.lib.network import Convolution, Dropout, _small, layers_with_weights, vgg11
 from stages.lib.params import CLASSES, Activation, Precision, Scale, Variant
 from stages.lib.tensorfile import write_tensors
 from stages.lib.training import EpochRow, make_optimizer, set_seed, train
@@ -40,7 +40,7 @@ def test_the_layers_are_the_notebooks(activation: Activation, kind: type[nn.Modu
             assert isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride) == (2, 2)
         follows, *layers = layers
         assert isinstance(follows, kind)
-    kinds = [nn.Flatten, nn.Linear, kind, nn.Dropout, nn.Linear, kind, nn.Dropout, nn.Linear]
+    kinds = [nn.Flatten, nn.Linear, kind, Dropout, nn.Linear, kind, Dropout, nn.Linear]
     assert [type(layer) for layer in layers] == kinds
     shapes = [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)]
     assert shapes == LINEAR
@@ -79,10 +79,10 @@ def split(count: int, seed: int) -> Tensors:
     ("sides", "way"),
     [
         ((1, 1), "SmallConvolution"),
-        ((2, 2), "View"),
+        ((2, 2), "SmallConvolution"),
         ((2, 3), "SmallConvolution"),
         ((4, 4), "SmallConvolution"),
-        ((8, 7), "SmallConvolution"),
+        ((4, 3), "SmallConvolution"),
         ((8, 9), "Convolution"),
     ],
 )
@@ -104,6 +104,55 @@ def test_a_convolution_and_its_gradients_are_pytorchs_on_maps_of_any_size(
     for mine, expected in zip(*results, strict=True):
         assert mine.shape == expected.shape
         assert torch.allclose(mine, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("sides", [(2, 2), (4, 3)])
+def test_a_small_convolution_in_bf16_is_as_near_to_float32_as_pytorchs(
+    sides: tuple[int, int],
+) -> None:
+    set_seed(0, epoch=1)
+    ours = Convolution(16, 32).to(memory_format=torch.channels_last)
+    torchs = nn.Conv2d(16, 32, kernel_size=3, padding=1)
+    torchs.load_state_dict(ours.state_dict())
+    maps = torch.randn(64, 16, *sides, requires_grad=True)
+    upstream = torch.randn(64, 32, *sides)
+    results = []
+    for layer, bf16 in ((ours, True), (torchs, True), (torchs, False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = layer(maps)
+        wanted = (maps, *layer.parameters())
+        results.append([outputs, *torch.autograd.grad(outputs, wanted, upstream.to(outputs.dtype))])
+    for mine, theirs, exact in zip(*results, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert 0 < (mine - exact).abs().mean() < 1.2 * (theirs - exact).abs().mean()
+
+
+@pytest.mark.parametrize(("avx512", "side"), [(True, 4), (False, 8)])
+def test_what_counts_as_small_is_the_processors(
+    avx512: bool, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": avx512})
+    _small.cache_clear()
+    kinds = [type(Convolution(1, 1)(torch.ones(1, 1, n, 1)).grad_fn) for n in (side, side + 1)]
+    _small.cache_clear()
+    assert [kind.__name__ for kind in kinds] == [
+        "_SmallConvolutionBackward",
+        "ConvolutionBackward0",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_a_part_and_scales_the_rest(dtype: torch.dtype) -> None:
+    set_seed(0, epoch=1)
+    layer, units = Dropout(0.25), torch.full((100, 1000), 3.0, dtype=dtype, requires_grad=True)
+    outputs = layer(units)
+    (gradient,) = torch.autograd.grad(outputs.sum(), units)
+    assert outputs.dtype == gradient.dtype == dtype
+    assert outputs.unique().tolist() == pytest.approx([0, 4], rel=0.01)
+    assert torch.equal(gradient * 3, outputs)
+    # Five standard deviations of a binomial.
+    assert abs((outputs == 0).double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 1e5) ** 0.5
+    assert torch.equal(layer.eval()(units), units)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Sigmoid()])

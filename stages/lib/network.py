@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -50,70 +51,96 @@ class Convolution(nn.Conv2d):
     maps the gradient of the weights leaves out the padding.
     """
 
-    SMALL = 8  # pixels of a side, up to which that pays on a CPU with AVX2 in float32
-
-    # For the output's pixel (y, x) and the input's (i, j): the tap between them, of 3 in a row.
-    TAPS = tuple(3 * (1 + i - y) + 1 + j - x for y, x, i, j in product((0, 1), repeat=4))
-
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, kernel_size=3, padding=1)
-        self.register_buffer("taps", torch.tensor(self.TAPS), persistent=False)
-        self.taps: torch.Tensor
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Return (N, channels_out, height, width) of (N, channels_in, height, width)."""
-        sides, kind = maps.shape[2:], maps.device.type
-        if sides == (2, 2):
-            return self._as_linear(maps)
-        if kind == "cpu" and max(sides) <= self.SMALL and not torch.is_autocast_enabled(kind):
-            result: torch.Tensor = _SmallConvolution.apply(maps, self.weight, self.bias)
-            return result
-        return super().forward(maps)
+        if maps.device.type != "cpu" or max(maps.shape[2:]) > _small():
+            return super().forward(maps)
+        if torch.is_autocast_enabled("cpu"):
+            maps = maps.to(torch.get_autocast_dtype("cpu"))
+        result: torch.Tensor = _SmallConvolution.apply(maps, self.weight, self.bias)
+        return result
 
-    def _as_linear(self, maps: torch.Tensor) -> torch.Tensor:
-        assert self.bias is not None
-        kernel = self.weight.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, self.taps)
-        weight = kernel.view(4 * self.out_channels, 4 * self.in_channels)
-        pixels = maps.permute(0, 2, 3, 1).flatten(1)
-        bias = self.bias.repeat_interleave(4)
-        return linear(pixels, weight, bias).view(-1, self.out_channels, 2, 2)
+
+@cache
+def _small() -> int:
+    """Return how many pixels a map's sides may have for a matrix product per tap to pay.
+
+    oneDNN's own kernel for the gradient of the weights reaches little more than half a matrix
+    product's rate with AVX2, all of it with AVX-512.
+    """
+    return 4 if torch.cpu.get_capabilities().get("avx512_f") else 8
 
 
 class _SmallConvolution(torch.autograd.Function):
-    """PyTorch's convolution, but for the gradient of its weights."""
+    """PyTorch's convolution in the maps' type, of and with gradients to weights in another."""
 
     @staticmethod
     def forward(
         ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(maps, weight)
-        return conv2d(maps, weight, bias, padding=1)
+        two = maps.shape[2:] == (2, 2)
+        factor = _as_matrix(weight, maps.dtype) if two else weight.to(maps.dtype)
+        ctx.save_for_backward(maps, factor)
+        ctx.weight_dtype = weight.dtype
+        bias = bias.to(maps.dtype)
+        with torch.autocast("cpu", enabled=False):
+            if not two:
+                return conv2d(maps, factor, bias, padding=1)
+            outputs = linear(maps.permute(0, 2, 3, 1).flatten(1), factor, bias.repeat(4))
+        # The last pixel comes first: see _as_matrix.
+        return outputs.view(-1, 2, 2, len(bias)).flip(1, 2).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        maps, weight = ctx.saved_tensors
-        geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # stride, padding, dilation ... groups
-        wanted = True, False, False  # gradients of the maps, of the weights, of the bias
-        of_maps, *_ = torch.ops.aten.convolution_backward(
-            gradient, maps, weight, None, *geometry, wanted
-        )
-        return of_maps, _weight_gradient(maps, gradient), gradient.sum((0, 2, 3))
+        maps, factor = ctx.saved_tensors
+        if maps.shape[2:] == (2, 2):
+            pixels = gradient.permute(0, 2, 3, 1).flip(1, 2).flatten(1) @ factor
+            of_maps = pixels.view(-1, 2, 2, maps.shape[1]).permute(0, 3, 1, 2)
+        else:
+            geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # stride, padding ... groups
+            wanted = True, False, False  # gradients of the maps, of the weights, of the bias
+            of_maps, *_ = torch.ops.aten.convolution_backward(
+                gradient, maps, factor, None, *geometry, wanted
+            )
+        of_weight = _weight_gradient(maps, gradient, ctx.weight_dtype)
+        return of_maps, of_weight, gradient.sum((0, 2, 3), dtype=ctx.weight_dtype)
 
 
-def _weight_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _as_matrix(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return (4 * channels_out, 4 * channels_in) for maps of 2x2 pixels, in one pass over memory.
+
+    An output pixel sees the four pixels through a window of 2x2 taps, the last of them through
+    the first window.
+
+    Args:
+        weight: (channels_out, channels_in, 3, 3).
+        dtype: of the matrix.
+    """
+    windows = weight.unfold(2, 2, 1).unfold(3, 2, 1)  # out, in, y and x of window, of tap
+    windows = windows.permute(2, 3, 0, 4, 5, 1)
+    matrix = torch.empty(windows.shape, dtype=dtype).copy_(windows)
+    return matrix.view(4 * weight.shape[0], 4 * weight.shape[1])
+
+
+def _weight_gradient(
+    maps: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """Return it by a matrix product per tap, over the pixels that see no padding through it.
 
-    On a 4x4 map that leaves out 31 % of the multiply-adds; and oneDNN's kernel for AVX2 does this
-    gradient, unlike the rest of a convolution, at little more than half a matrix product's rate.
+    On a 4x4 map that leaves out 31 % of the multiply-adds.
 
     Args:
         maps: (N, channels_in, height, width).
         gradient: of the output, (N, channels_out, height, width).
+        dtype: of the result.
     """
     (height, width), channels_in, channels_out = maps.shape[2:], maps.shape[1], gradient.shape[1]
     inputs, outputs = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    result = maps.new_empty(channels_out, 3, 3, channels_in)
+    result = maps.new_empty(channels_out, 3, 3, channels_in, dtype=dtype)
     for y, x in product(range(3), repeat=2):
         top, bottom = max(0, 1 - y), min(height, height + 1 - y)
         left, right = max(0, 1 - x), min(width, width + 1 - x)
@@ -121,6 +148,17 @@ def _weight_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor
         out = outputs[:, top:bottom, left:right]
         result[:, y, x] = out.reshape(-1, channels_out).T @ into.reshape(-1, channels_in)
     return result.permute(0, 3, 1, 2)
+
+
+class Dropout(nn.Dropout):
+    """PyTorch's, with a mask from uniform numbers, which a CPU draws four times as fast."""
+
+    def forward(self, units: torch.Tensor) -> torch.Tensor:
+        """Return the units, in training each zero with probability p and else divided by 1 - p."""
+        if not self.training:
+            return units
+        kept = torch.rand(units.shape, device=units.device).ge_(self.p)
+        return units * kept.div_(1 - self.p).to(units.dtype)
 
 
 class Network(nn.Sequential):
@@ -190,6 +228,6 @@ def _layers(
         yield f"linear{number}", nn.Linear(width, units)
         yield f"linear_activation{number}", activation()
         if dropout:
-            yield f"dropout{number}", nn.Dropout(dropout)
+            yield f"dropout{number}", Dropout(dropout)
         width = units
     yield f"linear{len(HIDDEN) + 1}", nn.Linear(width, CLASSES)
