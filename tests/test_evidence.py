@@ -14,12 +14,12 @@ from tools.table import cells, read_summary
 EVIDENCE = CHECKOUT / "docs/evidence"
 RUNS = sorted(path.parent.name for path in EVIDENCE.glob("*/claims.json"))
 PAGE = (CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```sh\n(for v in .*?)```", PAGE, re.DOTALL)
+COMMANDS = re.findall(r"```sh\n((?:for v in|python -) .*?)```", PAGE, re.DOTALL)
 
 
 def test_there_is_evidence() -> None:
-    assert RUNS == ["half-scale", "thirty-epochs", "three-seeds"]
-    assert len(COMMANDS) == 2
+    assert RUNS == ["half-scale", "thirty-epochs", "three-seeds", "three-seeds-bf16"]
+    assert len(COMMANDS) == 3
 
 
 @pytest.mark.parametrize("run", RUNS)

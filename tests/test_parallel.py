@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_dvc_says_what_has_changed(run_in_parallel: tuple[Project, str], tmp_pat
     assert sorted(ran) == ["compare", "evaluate@sgd", "train@sgd-0"]
     assert project.digests()["models/adam/0.safetensors"] == before["models/adam/0.safetensors"]
     assert UP_TO_DATE in project.run("dvc", "status")
+
+
+def test_no_more_stages_run_at_a_time_than_there_are_cores(project: Project) -> None:
+    with project.params() as params:
+        for variant in params["variants"].values():
+            variant["lr"] *= 2
+    # Snakemake 9.15 gave the core of a stage that had nothing beside it, as subset, back twice.
+    printed = project.run("snakemake", "--cores", "1")
+    marks = re.findall(r"^train@(.+)-0: (Running stage|Epoch \[2/2\])", printed, re.MULTILINE)
+    (first, begun), (same, ended), (second, _), *_ = marks
+    assert (begun, ended) == ("Running stage", "Epoch [2/2]")
+    assert first == same != second
 
 
 def test_a_stage_of_dvc_yaml_is_known_at_once(project: Project) -> None:
