@@ -28,7 +28,7 @@ env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
 	dvc repro
 
-# A thread each for as many trainings as there are processors was 1.09 times as fast on two (docs/performance.md).
+# A thread each for as many trainings as there are processors was 1.15 times as fast on two (docs/performance.md).
 PROCESSORS := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS ?= $(PROCESSORS)
 
