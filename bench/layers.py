@@ -25,10 +25,10 @@ def main() -> None:
     prepare(DEVICE.type)  # type: ignore[arg-type]  # cuda or cpu
     images = load_images(BATCH, DEVICE)
     for precision in precisions():
-        measure(images, precision)
+        print_table(images, precision)
 
 
-def measure(images: Tensors, precision: Precision) -> None:
+def print_table(images: Tensors, precision: Precision) -> None:
     """Print the table of one precision."""
     set_seed(0, epoch=0)
     network = vgg11(ADAM.activation, ADAM.dropout, "none", precision).to(DEVICE).train()
