@@ -23,7 +23,7 @@ from stages.lib.command import InputError
 from stages.lib.tensorfile import read_tensors
 from tests.conftest import Project, stages_run
 from tests.test_pipeline import UP_TO_DATE
-from tools.faults import disturb, require_whole
+from tools.faults import cut_short, disturb, require_whole
 
 TRAINED = ("train@sgd-0", "train@adam-0")
 CHECKPOINT = ".checkpoints/sgd/0.safetensors"
@@ -516,6 +516,42 @@ def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> No
     assert "\nerror: models/adam/0.safetensors: damaged, its digest is another" in output
     assert "train@adam-0" not in project.repro()
     assert project.digests() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "again"),
+    [
+        (".dvc/tmp/rwlock", 0, []),
+        (".dvc/tmp/rwlock", 1, []),
+        ("dvc.lock", 0, ["compare"]),  # of which DVC keeps nothing in its cache
+        ("dvc.lock", 9, ["compare"]),
+    ],
+)
+def test_a_file_of_dvcs_own_that_a_kill_cut_short_is_named_and_may_go(
+    project: Project, name: str, kept: int, again: list[str]
+) -> None:
+    before = project.digests()
+    lock = project.folder / "dvc.lock"
+    recorded = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    file = project.folder / name
+    file.write_bytes(file.read_bytes()[:kept])
+    assert cut_short(project.run("dvc", "repro", fails=True)) == name
+    file.unlink()
+    assert project.repro() == again
+    assert project.digests() == before
+    assert yaml.safe_load(lock.read_text(encoding="utf-8")) == recorded
+
+
+def test_what_a_kill_cut_off_dvc_lock_comes_from_dvcs_cache(project: Project) -> None:
+    before = project.digests()
+    file = project.folder / "dvc.lock"
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    for part in (1, len(lines) // 3, len(lines) - 5):
+        file.write_text("".join(lines[:part]), encoding="utf-8")
+        assert set(project.repro()) <= {"compare"}
+        assert project.digests() == before
+        assert yaml.safe_load(file.read_text(encoding="utf-8")) == yaml.safe_load(text)
 
 
 def models(lock: str) -> dict[str, Any]:
