@@ -7,7 +7,7 @@ import numpy as np
 from stages.lib import figures
 from stages.lib.claims import CLAIMS, examine
 from stages.lib.command import InputError, run
-from stages.lib.files import replacing_folder, write_csv
+from stages.lib.files import Row, replacing_folder, write_csv
 from stages.lib.params import CLASSES, load_params
 from stages.lib.results import read_rows, require_exactly, write_json
 from stages.lib.subset import load_split
@@ -49,6 +49,8 @@ def main(
                 f"{len(epochs)} of the first variant; `dvc repro` makes it anew"
             )
 
+    require_one_precision(curves, [row for table in rows.values() for row in table])
+
     counts = {}
     for variant in params.variants:
         matrix = np.zeros((CLASSES, CLASSES), np.int64)
@@ -74,6 +76,23 @@ def main(
             figure.savefig(folder / f"{name}.png", dpi=DPI)
     write_json(claims_file, {name: found.as_json() for name, found in findings.items()})
     write_csv(all_curves, [row for table in rows.values() for row in table])
+
+
+def require_one_precision(curves: Path, rows: list[Row]) -> None:
+    """Check that all trainings computed in the same precision, so that their variants compare.
+
+    Raises:
+        InputError: they did not, since machines differ in what `train.precision: auto` is.
+    """
+    first: dict[object, str] = {}
+    for row in rows:
+        first.setdefault(row.get("precision"), f"{row['variant']} with seed {row['seed']}")
+    if len(first) > 1:
+        found = ", ".join(f"{training} in {precision}" for precision, training in first.items())
+        raise InputError(
+            f"{curves}: {found}: machines differ in what train.precision: auto is; name one in "
+            "params.yaml, then `dvc repro`"
+        )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main(
     test = load_tensors(subset, "test", device)
 
     learned: list[list[Row]] = []
+    precisions = []
     batch_statistics = []
     confusion_rows: list[Row] = []
     for seed in params.seeds:
@@ -57,6 +58,7 @@ def main(
                 f"{history} has a test accuracy that is none; `dvc checkout --force` restores it"
             )
         network = load_network(weights).to(device)
+        precisions.append(network.precision)
         logits = predict(network, test.images)
         result = score(logits, test.labels)
         require_agreement(result, learned[-1][-1], weights, history)
@@ -79,9 +81,11 @@ def main(
         curves,
         [
             # The weights of the other epochs are gone.
-            {"variant": variant, "seed": seed, **row}
+            {"variant": variant, "seed": seed, "precision": precision, **row}
             | {BATCH_COLUMN: after if row is rows[-1] else math.nan}
-            for seed, rows, after in zip(params.seeds, learned, batch_statistics, strict=True)
+            for seed, precision, rows, after in zip(
+                params.seeds, precisions, learned, batch_statistics, strict=True
+            )
             for row in rows
         ],
     )

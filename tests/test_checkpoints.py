@@ -322,16 +322,19 @@ def test_other_threads_go_on_and_it_is_said(
 
 
 @pytest.mark.parametrize(
-    ("threads", "epochs", "said"),
+    ("key", "values", "epochs", "said"),
     [
-        ([2], 2, "threads was 2, is 1: bits may differ from those of a run in one go\n"),
-        ([2, 1], 3, "threads was 2, is 1: bits may differ from those of a run in one go\n"),
-        ([2, 1], 2, ""),
-        ([1, 1], 3, ""),
+        ("threads", [2], 2, "threads was 2, is 1: bits may differ"),
+        ("threads", [2, 1], 3, "threads was 2, is 1: bits may differ"),
+        ("threads", [2, 1], 2, ""),
+        ("threads", [1, 1], 3, ""),
+        ("instructions", ["AVX512", 1], 3, "instructions was AVX512, is 1: bits may differ"),
+        ("cores", [2, 1], 3, ""),
     ],
 )
 def test_bits_may_differ_if_any_epoch_had_other_threads_and_there_are_more_to_come(
-    threads: list[int],
+    key: str,
+    values: list[int],
     epochs: int,
     said: str,
     new_place: NewPlace,
@@ -341,14 +344,15 @@ def test_bits_may_differ_if_any_epoch_had_other_threads_and_there_are_more_to_co
     path = new_place(1).take(scratch("plain", 1), "plain")
     tensors, description = read_tensors(path)
     (row,), (timing,) = description["rows"], description["timings"]
-    description["rows"] = [row] * len(threads)
-    description["timings"] = [timing | {"threads": count} for count in threads]
+    description["rows"] = [row] * len(values)
+    description["timings"] = [timing | {key: value} for value in values]
     write_tensors(path, tensors, description)
     network = vgg11("relu", 0.5, "none")
     optimizer = torch.optim.SGD(network.parameters())
-    ran_on = timing | {"threads": 1}
+    ran_on = timing | {key: 1}
     checkpoints.resume([path], description["fingerprint"], ran_on, epochs, network, optimizer)
-    goes_on = f"{path}: goes on after epoch {len(threads)}\n"
+    goes_on = f"{path}: goes on after epoch {len(values)}\n"
+    said += " from those of a run in one go\n" if said else ""
     assert capsys.readouterr().out == goes_on + said
 
 

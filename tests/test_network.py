@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.lib import machine
 from stages.lib.command import InputError
 from stages.lib.device import choose_precision
 from stages.lib.evaluation import Tensors, predict, predict_with_batch_statistics, score
@@ -203,6 +204,9 @@ def test_auto_is_bf16_where_the_processor_multiplies_it(
     assert choose_precision("auto", torch.device("mps")) == "fp32"
     for named in get_args(Precision):
         assert choose_precision(named, cpu) == named
+    told = str(machine.describe(cpu)["instructions"]).split(" ")
+    assert told[0] == torch.backends.cpu.get_cpu_capability()
+    assert told[1:] == [name for name in capabilities if expected == "bf16" and name != "neon"]
 
 
 def trained(

@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from stages.lib.device import bf16_instructions
 from tests.conftest import Project, stages_run
 
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -56,6 +59,29 @@ def test_a_learning_rate_reruns_only_its_variant_and_going_back_runs_nothing(
     # DVC keeps no old results of `compare`, since claims.json is in git alone; it takes seconds.
     assert project.repro() == ["compare"]
     assert project.digests() == before
+
+
+def test_variants_of_machines_with_different_precisions_are_not_compared(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other kind of machine: one that multiplies bfloat16, or one that does not.
+    here, there = ("bf16", "fp32") if bf16_instructions() else ("fp32", "bf16")
+    other = (
+        f"import torch\ntorch.cpu.get_capabilities = lambda: {{'amx_bf16': {there == 'bf16'}}}\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(other, encoding="utf-8")
+    with project.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.02
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        output = project.run("dvc", "repro", fails=True)
+    assert stages_run(output) == ["train@sgd-0", "evaluate@sgd", "compare"]
+    found = f"sgd with seed 0 in {there}, adam with seed 0 in {here}"
+    assert f"\nerror: metrics/curves: {found}: machines differ in what train.precision" in output
+
+    with project.params() as params:
+        params["train"]["precision"] = there
+    assert "train@adam-0" in project.repro()
 
 
 def test_a_figure_reruns_only_compare(project: Project) -> None:

@@ -76,8 +76,9 @@ def describe(row: Row) -> str:
     """Return in words where an epoch ran."""
     processor = row["processor"] or "a processor without a name"
     precision = row.get("precision", "fp32")  # the only one there was, before it was recorded
+    kind = f"{row['machine']} {row.get('instructions', '')}".rstrip()
     return (
-        f"{processor} ({row['machine']}), {row['cores']} cores, {row['threads']} threads, "
+        f"{processor} ({kind}), {row['cores']} cores, {row['threads']} threads, "
         f"{precision} on {row['device']}, {row['system']}, Python {row['python']}, "
         f"NumPy {row['numpy']}, torch {row['torch']}, torchvision {row['torchvision']}"
     )

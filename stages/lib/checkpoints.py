@@ -118,7 +118,8 @@ def resume(
             continue
         _restore(tensors, network, optimizer)
         print(f"{path}: goes on after epoch {len(progress.rows)}", flush=True)
-        machine: Fingerprint = {key: ran_on[key] for key in ("threads", "processor", "device")}
+        keys = ("threads", "processor", "instructions", "device")
+        machine: Fingerprint = {key: ran_on[key] for key in keys}
         places = [{key: row[key] for key in machine} for row in progress.timings]
         others = [changed for place in places if (changed := changes({**place}, machine))]
         if others and len(progress.rows) < epochs:

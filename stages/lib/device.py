@@ -57,5 +57,10 @@ def choose_precision(choice: Literal[Precision, "auto"], device: torch.device) -
         return choice
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= CUDA_BF16 else "fp32"
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if any(has.get(name) for name in CPU_BF16) else "fp32"
+    return "bf16" if device.type == "cpu" and bf16_instructions() else "fp32"
+
+
+def bf16_instructions() -> list[str]:
+    """Return by name the instructions with which this processor multiplies bfloat16."""
+    has = torch.cpu.get_capabilities()
+    return [name for name in CPU_BF16 if has.get(name)]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from stages.lib.device import bf16_instructions
+
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """Return the versions and the machine that the notebook prints, and cores, threads, device."""
+    """Return what the notebook prints of versions and machine, and what else decides the bits."""
     return {
         "python": platform.python_version(),
         "numpy": version("numpy"),
@@ -18,6 +20,8 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "processor": _processor(),
+        # By which PyTorch and oneDNN choose their kernels: the name may hide them.
+        "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *bf16_instructions()]),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -75,7 +75,10 @@ def _small() -> int:
 
 
 class _SmallConvolution(torch.autograd.Function):
-    """PyTorch's convolution in the maps' type, of and with gradients to weights in another."""
+    """PyTorch's convolution, computed in the type of the maps; the weights may be of another.
+
+    Their gradients are of the weights' type, as after PyTorch's own autocast.
+    """
 
     @staticmethod
     def forward(
@@ -151,13 +154,13 @@ def _weight_gradient(
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's, with a mask from uniform numbers, which a CPU draws four times as fast."""
+    """PyTorch's, on a CPU with a mask from uniform numbers, which it draws four times as fast."""
 
     def forward(self, units: torch.Tensor) -> torch.Tensor:
         """Return the units, in training each zero with probability p and else divided by 1 - p."""
-        if not self.training:
-            return units
-        kept = torch.rand(units.shape, device=units.device).ge_(self.p)
+        if not self.training or units.device.type != "cpu":
+            return super().forward(units)
+        kept = torch.rand(units.shape).ge_(self.p)
         return units * kept.div_(1 - self.p).to(units.dtype)
 
 
@@ -170,7 +173,7 @@ class Network(nn.Sequential):
 
     def __init__(self, layers: OrderedDict[str, nn.Module], precision: Precision) -> None:
         super().__init__(layers)
-        self.compute_dtype = COMPUTE_DTYPES[precision]
+        self.precision, self.compute_dtype = precision, COMPUTE_DTYPES[precision]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 (N, 10), of uint8 images (N, 1, height, width)."""
