@@ -81,8 +81,8 @@ def main(
         curves,
         [
             # The weights of the other epochs are gone.
-            {"variant": variant, "seed": seed, "precision": precision, **row}
-            | {BATCH_COLUMN: after if row is rows[-1] else math.nan}
+            {"variant": variant, "seed": seed, **row}
+            | {BATCH_COLUMN: after if row is rows[-1] else math.nan, "precision": precision}
             for seed, precision, rows, after in zip(
                 params.seeds, precisions, learned, batch_statistics, strict=True
             )

@@ -129,7 +129,29 @@ def test_the_page_of_two_revisions_begins_with_their_comparison(prepared: Projec
     compared, variants = "The revisions compared", "The variants beside each other"
     story = (compared, "metrics_selected_csv", variants, "Test_accuracy")
     assert [one for one in page.order if one in story] == [*story]
-    assert page.marks["Test_accuracy"]["symbol"] == 8
+    for chart in CURVES:
+        assert page.marks[chart] == {"line": 4, "symbol": 8}  # of both revisions
+        assert page.texts[chart][:2] == VARIANTS
+    for variant in VARIANTS:
+        assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 200
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(prepared: Project) -> None:
+    prepared.run("dvc", "plots", "show")
+    page = prepared.folder / "dvc_plots/index.html"
+    # The browser's own window does not get as narrow.
+    text = page.read_text(encoding="utf-8").replace("<html ", '<html style="width: 390px" ', 1)
+    measure = """<script>setTimeout(() => {
+        const pictures = [...document.querySelectorAll("svg, img")];
+        const edges = pictures.map(picture => picture.getBoundingClientRect().right);
+        const told = document.createElement("h2");
+        told.textContent = `${edges.length} to ${Math.max(...edges)}`;
+        document.body.append(told);
+    }, 5000)</script></body>"""
+    page.write_text(measure.join(text.rsplit("</body>", 1)), encoding="utf-8")
+    pictures, right = browse(page).order[-1].split(" to ")
+    assert int(pictures) >= len(CURVES | OF_VARIANT)
+    assert 300 < float(right) <= 390
 
 
 def test_several_seeds_have_a_mean_and_a_band(prepared: Project) -> None:

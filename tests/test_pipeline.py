@@ -1,6 +1,7 @@
 """dvc.yaml as it stands, run by dvc as it is: what reruns, what is the same, what stops."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,7 +216,10 @@ def test_metrics_show_is_one_table_with_the_same_columns_for_all(finished: Proje
 
 
 def test_progress_is_told_while_it_grows(finished: Project) -> None:
-    lines = finished.run("python", "-m", "tools.progress").splitlines()
+    *lines, widest = finished.run("python", "-m", "tools.progress").splitlines()
+    # The most that Wilson's interval reaches, at one half; of 12 images.
+    half = 1.959964 / (2 * math.sqrt(12 + 1.959964**2))
+    assert widest.startswith(f"± {half:.4f} at most: ")
     assert [line.split()[:5] for line in lines] == [
         ["sgd", "seed", "0", "2", "of"],
         ["adam", "seed", "0", "2", "of"],

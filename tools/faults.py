@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from stages.lib import checkpoints, machine
 from stages.lib.command import InputError, run
+from stages.lib.device import choose_precision
 from stages.lib.device import prepare as prepare_device
 from stages.lib.evaluation import predict
 from stages.lib.network import vgg11
@@ -243,7 +244,8 @@ def cost_of_saving() -> str:
     Measured on blocks of steps, with a checkpoint saved meanwhile and without, in turns.
     """
     prepare_device("cpu")
-    network = vgg11("relu", 0.5, "none").train()
+    precision = choose_precision("auto", torch.device("cpu"))
+    network = vgg11("relu", 0.5, "none", precision).train()
     adam = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
     optimizer = make_optimizer(network, adam)
     images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
@@ -270,7 +272,8 @@ def cost_of_saving() -> str:
     # Of 6,000 images in 94 steps, and the evaluation of both splits.
     epoch = 94 * without / STEPS + 12_000 / (20 * 64) * (time.perf_counter() - started)
     return (
-        f"A checkpoint of Adam ({size:.0f} MB) saved while {STEPS} steps of 64 images are trained: "
+        f"A checkpoint of Adam ({size:.0f} MB) saved while {STEPS} steps of 64 images are trained "
+        f"in {precision}: "
         f"{with_saving:.2f} s instead of {without:.2f} s (medians of {TURNS}, in turns), which is "
         f"{(with_saving - without) / epoch:.1%} of an epoch's {epoch:.0f} s."
     )

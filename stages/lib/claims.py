@@ -251,7 +251,8 @@ def examine(claim: Claim, curves: Mapping[str, Sequence[Row]]) -> Finding:
         verdict = "supported" if found.mean * claim.sign > 0 else "contradicted"
         return Finding(claim, pairs, verdict, interval=interval)
     needed = _seeds_needed(abs(found.mean) / spread)
-    reason = f"about {needed or f'more than {MOST_SEEDS}'} seeds would decide it"
+    seeds = f"about {needed}" if needed else f"more than {MOST_SEEDS}"
+    reason = f"{seeds} seeds would decide it"
     return Finding(claim, pairs, "undecided", reason, interval, needed)
 
 
