@@ -19,7 +19,7 @@ COMMANDS = re.findall(r"```sh\n((?:for v in|python -) .*?)```", PAGE, re.DOTALL)
 
 def test_there_is_evidence() -> None:
     assert RUNS == ["half-scale", "thirty-epochs", "three-seeds", "three-seeds-bf16"]
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 4
 
 
 @pytest.mark.parametrize("run", RUNS)
