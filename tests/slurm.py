@@ -116,6 +116,8 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout=10
+# Some clusters start no job again, unless it asks for it, as profiles/slurm does.
+JobRequeue=0
 SlurmctldPidFile={folder}/slurmctld.pid
 StateSaveLocation={folder}/state
 SlurmdPidFile={folder}/%n.pid
