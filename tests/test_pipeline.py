@@ -236,3 +236,11 @@ def test_progress_of_none_and_of_no_checkpoint(project: Project) -> None:
     assert "seed 0   0 of 2 epochs" in project.run("python", "-m", "tools.progress")
     checkpoint.write_text("no checkpoint", encoding="utf-8")
     assert "is not a checkpoint" in project.run("python", "-m", "tools.progress", fails=True)
+
+
+def test_progress_names_a_damaged_subset(project: Project) -> None:
+    subset = project.folder / "data/subset/test.safetensors"
+    subset.unlink()  # it may be a link
+    subset.write_text("no tensors", encoding="utf-8")
+    output = project.run("python", "-m", "tools.progress", fails=True)
+    assert "error: data/subset/test.safetensors" in output

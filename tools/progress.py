@@ -8,10 +8,11 @@ from safetensors import SafetensorError, safe_open
 
 from stages.lib.command import InputError, run
 from stages.lib.params import load_params
+from stages.lib.subset import load_split
 from stages.lib.summary import plus_minus
 
 CHECKPOINTS = Path(".checkpoints")  # as in stages.train, which takes seconds to import
-TEST = Path("data/subset/test.safetensors")
+SUBSET = Path("data/subset")
 
 
 def main() -> None:
@@ -29,9 +30,8 @@ def main() -> None:
             after = " ".join(f"{row['test_accuracy']:.4f}" for row in rows)
             done = f"{len(rows):2} of {params.train.epochs} epochs"
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())
-    if TEST.exists():
-        with safe_open(TEST, "numpy") as file:
-            (images,) = file.get_slice("labels").get_shape()
+    if SUBSET.exists():
+        images = len(load_split(SUBSET, "test").labels)
         widest = f"± {plus_minus([0.5], images):.4f} at most"
         print(f"{widest}: the 95 % binomial interval of an accuracy on {images:,} test images")
 
