@@ -1,13 +1,28 @@
 # `make parallel` and clusters: Snakemake says when and where a stage runs, DVC whether it has to.
 # The graph is DVC's own; what a stage may take is in profiles/.
 
+import json
+from pathlib import Path
+
 from dvc.exceptions import DvcException
+from dvc.lock import make_lock
 from dvc.repo import Repo
 
 try:
     # Not while another stage's dvc writes dvc.lock, which is no moment to read it.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
+        # DVC rewrites its table of who reads and writes what in place, and refuses the part that a
+        # kill left: no stage would run any more, nor a job that a scheduler has started again.
+        table = Path(repo.tmp_dir, "rwlock")
+        hardlink = repo.config["core"]["hardlink_lock"]
+        with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink):
+            try:
+                json.loads(table.read_bytes())
+            except FileNotFoundError:
+                pass
+            except ValueError:
+                table.unlink()
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}

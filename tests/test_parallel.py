@@ -1,6 +1,7 @@
 """`make parallel`: Snakemake side by side runs what DVC alone runs one by one."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import yaml
 from tests.conftest import Project, copy_of, stages_run
 from tests.test_interruption import started
 from tests.test_pipeline import UP_TO_DATE
+from tools.faults import cut_short
 
 STAGES = {
     *("download", "subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),
@@ -138,6 +140,24 @@ def test_interrupted_it_ends_and_the_next_run_goes_on(project: Project) -> None:
         command.until("goes on after epoch ")
         os.killpg(command.process.pid, signal.SIGINT)
         command.end()
+
+
+@pytest.mark.parametrize("kept", [0, 1, -1])
+def test_what_a_kill_left_of_dvcs_table_stops_no_stage(project: Project, kept: int) -> None:
+    table = project.folder / ".dvc/tmp/rwlock"
+    content = json.dumps({"read": {"params.yaml": [{"pid": os.getpid(), "cmd": "dvc repro"}]}})
+    table.write_text(content[:kept], encoding="utf-8")
+    assert cut_short(project.run("dvc", "repro", fails=True)) == ".dvc/tmp/rwlock"
+    assert stages_run(project.run("snakemake", "--cores", "2")) == []
+    assert UP_TO_DATE in project.run("dvc", "repro")
+
+
+def test_dvcs_table_stays_as_long_as_it_is_whole(project: Project) -> None:
+    content = json.dumps({"write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}}})
+    table = project.folder / ".dvc/tmp/rwlock"
+    table.write_text(content, encoding="utf-8")
+    project.run("snakemake", "--cores", "2", "--dry-run")
+    assert table.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("jobs", ["0", "many", "-1"])

@@ -105,6 +105,7 @@ def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
     assert ran == {"download", "subset", SGD, ADAM}
 
     broken.unlink()
+    (project.folder / ".dvc/tmp/rwlock").write_text("")  # as a job that is killed may leave it
     printed = project.run(*SNAKEMAKE)
     assert "10 of 10 steps (100%) done" in printed
     log = project.folder / f".snakemake/stages/{ADAM}.log"
