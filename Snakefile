@@ -2,6 +2,7 @@
 # The graph is DVC's own; what a stage may take is in profiles/.
 
 import json
+import sys
 from pathlib import Path
 
 from dvc.exceptions import DvcException
@@ -9,20 +10,21 @@ from dvc.lock import make_lock
 from dvc.repo import Repo
 
 try:
-    # Not while another stage's dvc writes dvc.lock, which is no moment to read it.
+    # Under DVC's lock, since half of a dvc.lock that another stage writes cannot be read.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
-        # DVC rewrites its table of who reads and writes what in place, and refuses the part that a
-        # kill left: no stage would run any more, nor a job that a scheduler has started again.
+        # DVC rewrites its table of who reads and writes what in place. A kill in that moment cuts it
+        # short, and DVC then refuses every stage, also those that a scheduler has started again.
         table = Path(repo.tmp_dir, "rwlock")
         hardlink = repo.config["core"]["hardlink_lock"]
-        with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink):
+        with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
             try:
                 json.loads(table.read_bytes())
             except FileNotFoundError:
                 pass
             except ValueError:
-                table.unlink()
+                table.unlink(missing_ok=True)
+                print("removed .dvc/tmp/rwlock, which a kill had cut short", file=sys.stderr)
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}

@@ -142,13 +142,19 @@ def test_interrupted_it_ends_and_the_next_run_goes_on(project: Project) -> None:
         command.end()
 
 
-@pytest.mark.parametrize("kept", [0, 1, -1])
-def test_what_a_kill_left_of_dvcs_table_stops_no_stage(project: Project, kept: int) -> None:
+@pytest.mark.parametrize(("kept", "hardlink"), [(0, "false"), (1, "true"), (-1, "false")])
+def test_what_a_kill_left_of_dvcs_table_stops_no_stage(
+    project: Project, kept: int, hardlink: str
+) -> None:
+    project.run("dvc", "config", "core.hardlink_lock", hardlink)
     table = project.folder / ".dvc/tmp/rwlock"
+    for lock in table.parent.glob("*lock"):  # as README says: the other kind leaves them
+        lock.unlink()
     content = json.dumps({"read": {"params.yaml": [{"pid": os.getpid(), "cmd": "dvc repro"}]}})
     table.write_text(content[:kept], encoding="utf-8")
     assert cut_short(project.run("dvc", "repro", fails=True)) == ".dvc/tmp/rwlock"
-    assert stages_run(project.run("snakemake", "--cores", "2")) == []
+    printed = project.run("snakemake", "--cores", "2")
+    assert "removed .dvc/tmp/rwlock" in printed and stages_run(printed) == []
     assert UP_TO_DATE in project.run("dvc", "repro")
 
 
