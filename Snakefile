@@ -13,8 +13,8 @@ try:
     # Under DVC's lock, since half of a dvc.lock that another stage writes cannot be read.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
-        # DVC rewrites its table of who reads and writes what in place. A kill in that moment cuts it
-        # short, and DVC then refuses every stage, also those that a scheduler has started again.
+        # DVC rewrites its table of who reads and writes what in place. A kill or a full disk
+        # cuts it short, and DVC then refuses every stage, also one that a scheduler starts again.
         table = Path(repo.tmp_dir, "rwlock")
         hardlink = repo.config["core"]["hardlink_lock"]
         with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
@@ -24,7 +24,7 @@ try:
                 pass
             except ValueError:
                 table.unlink(missing_ok=True)
-                print("removed .dvc/tmp/rwlock, which a kill had cut short", file=sys.stderr)
+                print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}

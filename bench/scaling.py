@@ -27,9 +27,9 @@ def main(trainings: int, jobs: int, files: int) -> None:
     """Print what so many trainings take, so many at a time, as a row of a table.
 
     The stages stand in one dvc.yaml, with one dvc.lock beside it, or, with 10 files, in one for
-    each variant. The row: trainings, stages, files, at a time; planning, DVC's graph,
-    sleeping alone, the whole run; a training without its sleep, and one that is unchanged;
-    a `dvc repro` with nothing to do; the largest dvc.lock.
+    each variant. The row: trainings, stages, files, at a time; planning, DVC's graph, sleeping
+    alone, the whole run; a training without its sleep, and one that is unchanged; a `dvc repro`
+    with nothing to do; the largest dvc.lock.
     """
     if trainings < 1 or trainings % VARIANTS or jobs < 1 or files not in (1, VARIANTS):
         raise InputError(
