@@ -5,10 +5,10 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro parallel progress plots test lint variants table smoke faults bench bench-short clean
+.PHONY: help env repro parallel progress plots test test-all lint variants table smoke faults evidence bench bench-short clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 # The stamp is newer than both files exactly when the environment is up to date.
 .venv/.stamp: pyproject.toml constraints.txt
@@ -26,6 +26,7 @@ env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 	python -m tools.page
 
 repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what changed of it
+	python -m tools.mend
 	dvc repro
 
 # A thread each for as many trainings as there are processors was 1.15 times as fast on two (docs/performance.md).
@@ -43,7 +44,10 @@ progress: .venv/.stamp  ## print how far each training is, also while it runs
 plots: .venv/.stamp .dvc/plots/page.html  ## make the page of all charts, dvc_plots/index.html
 	dvc plots show
 
-test: .venv/.stamp  ## run the tests
+test: .venv/.stamp  ## run the quick tests
+	pytest -n auto --maxprocesses 4 -m 'not slow'
+
+test-all: .venv/.stamp  ## run all tests: also kills, full disks, Snakemake, Slurm, Chromium
 	pytest -n auto --maxprocesses 4
 
 lint: .venv/.stamp  ## check format, lint and types
@@ -62,6 +66,10 @@ smoke: .venv/.stamp  ## the real pipeline on a tiny configuration, in a temporar
 
 faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, compare the bytes
 	python -m tools.faults
+
+evidence: .venv/.stamp  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
+	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going \
+		--rerun-incomplete --rerun-triggers mtime
 
 bench: .venv/.stamp  ## time the training beside other ways to do it (an hour; bench-short: minutes)
 	python -m bench --road --memory --images 1500

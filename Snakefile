@@ -1,30 +1,20 @@
 # `make parallel` and clusters: Snakemake says when and where a stage runs, DVC whether it has to.
 # The graph is DVC's own; what a stage may take is in profiles/.
 
-import json
 import sys
-from pathlib import Path
 
 from dvc.exceptions import DvcException
-from dvc.lock import make_lock
 from dvc.repo import Repo
+
+sys.path.insert(0, workflow.basedir)
+from tools.mend import remove_cut_table
 
 try:
     # Under DVC's lock, since half of a dvc.lock that another stage writes cannot be read.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
-        # DVC rewrites its table of who reads and writes what in place. A kill or a full disk
-        # cuts it short, and DVC then refuses every stage, also one that a scheduler starts again.
-        table = Path(repo.tmp_dir, "rwlock")
-        hardlink = repo.config["core"]["hardlink_lock"]
-        with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
-            try:
-                json.loads(table.read_bytes())
-            except FileNotFoundError:
-                pass
-            except ValueError:
-                table.unlink(missing_ok=True)
-                print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
+        # Also for a job that a scheduler starts again after its node has died.
+        remove_cut_table(repo)
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}

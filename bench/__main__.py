@@ -1,27 +1,18 @@
-"""Time the training beside other ways to do the same; see `make help`."""
+"""Time the training beside other ways to do the same."""
 
 import argparse
 import json
-import sys
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from bench.measure import (
-    DEVICE,
-    IMAGES,
-    compare,
-    growth,
-    load_images,
-    precisions,
-    road,
-    side_by_side,
-    whole_epoch_memory,
-)
+from bench import epoch
+from bench.contenders import DEVICE
 from bench.report import draw, tables
-from stages.lib import machine
-from stages.lib.command import InputError
+from bench.workers import load_images
+from stages.support import machine
+from stages.support.errors import told
 
 RESULTS = Path("bench/results.json")
 CHART = Path("bench/results.png")
@@ -29,41 +20,43 @@ CHART = Path("bench/results.png")
 
 def main() -> None:
     """Measure, print, and write bench/results.json and a bar chart."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     parser.add_argument(
-        "--images", type=int, default=IMAGES, help=f"that stand for {IMAGES}; at least 4"
+        "--images",
+        type=int,
+        default=epoch.IMAGES,
+        help=f"that stand for {epoch.IMAGES}; at least 4",
     )
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
     parser.add_argument("--road", action="store_true", help="measure every step to the pipeline")
     parser.add_argument(
-        "--memory", action="store_true", help=f"measure memory with {IMAGES} images, too"
+        "--memory", action="store_true", help=f"measure memory with {epoch.IMAGES} images, too"
     )
     options = parser.parse_args()
     images, rounds = options.images, options.rounds
     if images < 4 or rounds < 1:
         parser.error("--images must be at least 4, --rounds at least 1")
-    # An error here rather than in every process.
-    load_images(max(images, IMAGES) if options.memory else images, DEVICE)
-    fastest = f"pipeline {precisions()[-1]}"
-    place = machine.describe(DEVICE)
+    # An error about the subset belongs here, not into every worker.
+    load_images(max(images, epoch.IMAGES) if options.memory else images)
+
+    fastest = f"pipeline {epoch.precisions()[-1]}"
     results = {
         "date": str(date.today()),
         "images": images,
         "rounds": rounds,
         "where": (
-            f"{place['processor']} ({place['machine']}), {place['cores']} cores, "
-            f"{place['threads']} threads, device {place['device']}, {place['system']}, "
-            f"Python {place['python']}, torch {place['torch']}"
-        ),
-        **compare(images, rounds),
-        "growth": growth(fastest, images, rounds),
+            "{processor} ({machine}), {cores} cores, {threads} threads, device {device}, {system}, "
+            "Python {python}, torch {torch}"
+        ).format_map(machine.describe(DEVICE)),
+        **epoch.compare(images, rounds),
+        "growth": epoch.growth(fastest, images, rounds),
     }
     if torch.get_num_threads() > 1:
-        results["side_by_side"] = side_by_side(fastest, images, rounds)
+        results["side_by_side"] = epoch.side_by_side(fastest, images, rounds)
     if options.road:
-        results["road"] = road(images, rounds)
+        results["road"] = epoch.road(images, rounds)
     if options.memory:
-        results["whole_epoch_memory_bytes"] = whole_epoch_memory([*results["contenders"]])
+        results["whole_epoch_memory_bytes"] = epoch.whole_epoch_memory([*results["contenders"]])
     print(tables(results))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -71,9 +64,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told():
         main()
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,106 +1,86 @@
 """Where the time of a training step goes: every layer by itself, beside the whole step."""
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from bench.contenders import ADAM, BATCH, CONTENDERS, PEAK_PRODUCTS, PEAK_SIDE
-from bench.measure import DEVICE, load_images, precisions
-from stages.lib.command import run
-from stages.lib.device import prepare
-from stages.lib.evaluation import Tensors
-from stages.lib.network import layers_with_weights, vgg11
-from stages.lib.params import Precision
-from stages.lib.training import make_optimizer, set_seed
+from bench.contenders import BATCH, CONTENDERS, KIND, PEAK_OPERATIONS, pipeline_network
+from bench.epoch import precisions
+from bench.workers import load_images, median_seconds
+from stages.learning.inference import Images
+from stages.learning.loop import train_epoch
+from stages.learning.network import layers_with_weights
+from stages.support.errors import told
+from stages.support.params import Precision
 
 TURNS = 15
 
 
 def main() -> None:
     """Print a table: milliseconds and GFLOP/s of each layer's forward and backward pass."""
-    prepare(DEVICE.type)  # type: ignore[arg-type]  # cuda or cpu
-    images = load_images(BATCH, DEVICE)
+    images = load_images(BATCH)
     for precision in precisions():
         print_table(images, precision)
 
 
-def print_table(images: Tensors, precision: Precision) -> None:
+def print_table(images: Images, precision: Precision) -> None:
     """Print the table of one precision."""
-    set_seed(0, epoch=0)
-    network = vgg11(ADAM.activation, ADAM.dropout, "none", precision).to(DEVICE).train()
-    optimizer = make_optimizer(network, ADAM)
-    seen: dict[nn.Module, torch.Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, _: seen.update({layer: inputs[0]}))
-        for layer in network.children()
-    ]
-
-    def step() -> None:
-        optimizer.zero_grad()
-        torch.autograd.backward(cross_entropy(network(images.images), images.labels))
-        optimizer.step()
-
-    step()
-    for hook in hooks:
-        hook.remove()
-    print(f"| {precision} | forward | GFLOP/s | backward | GFLOP/s |", "|---" * 5 + "|", sep="\n")
+    network, optimizer = pipeline_network(precision)
+    # An epoch of one batch is a step. It leaves gradients for the optimizer.
+    step = median_seconds(lambda: train_epoch(network, optimizer, images, BATCH, "step"), TURNS)
+    update = median_seconds(optimizer.step, TURNS)
     weighted = layers_with_weights(network)
+    print(f"| {precision} | forward | GFLOP/s | backward | GFLOP/s |", "|---" * 5 + "|", sep="\n")
     total = rest = 0.0
+    inputs = images.images
     for name, layer in network.named_children():
-        # As in Network: all but the last layer.
-        bf16 = network.compute_dtype == torch.bfloat16 and layer is not network[-1]
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
-            forward, backward = pass_seconds(layer, seen[layer])
+        is_last = layer is network[-1]
+        if is_last:
+            inputs = inputs.float()  # as in Network
+        outputs, forward, backward = passes(layer, inputs, precision == "bf16" and not is_last)
         total += forward + backward
-        if name not in weighted:
+        if name in weighted:
+            operations = 2 * weighted[name].weight.numel() * BATCH * inputs.shape[2:].numel()
+            ways = 2 if inputs.requires_grad else 1  # gradients: of the weights, of the input
+            print(
+                f"| {name} | {1e3 * forward:.1f} ms | {operations / forward / 1e9:.0f} | "
+                f"{1e3 * backward:.1f} ms | {ways * operations / backward / 1e9:.0f} |"
+            )
+        else:
             rest += forward + backward
-            continue
-        pixels = seen[layer].shape[2:].numel()
-        operations = 2 * weighted[name].weight.numel() * BATCH * pixels
-        ways = 2 if seen[layer].requires_grad else 1  # gradients: of the weights, of the input
-        print(
-            f"| {name} | {1e3 * forward:.1f} ms | {operations / forward / 1e9:.0f} | "
-            f"{1e3 * backward:.1f} ms | {ways * operations / backward / 1e9:.0f} |"
-        )
-    update, whole = seconds(optimizer.step), seconds(step)
-    peak = CONTENDERS[f"peak {precision}"](images)
-    rate = 2 * PEAK_SIDE**3 * PEAK_PRODUCTS / seconds(peak.train)
+        inputs = outputs
+    peak = median_seconds(CONTENDERS[f"peak {precision}"](images).train, TURNS)
     print(
         f"\nLayers without weights: {1e3 * rest:.1f} ms. Optimizer: {1e3 * update:.1f} ms. Sum: "
-        f"{1e3 * (total + update):.0f} ms; the whole step of {BATCH} images: {1e3 * whole:.0f} ms. "
-        f"Products of large matrices reach {rate / 1e9:.0f} GFLOP/s. Medians of {TURNS}.\n"
+        f"{1e3 * (total + update):.0f} ms; the whole step of {BATCH} images, with the norms of the "
+        f"gradients: {1e3 * step:.0f} ms. Products of large matrices reach "
+        f"{PEAK_OPERATIONS / peak / 1e9:.0f} GFLOP/s. Medians of {TURNS}.\n"
     )
 
 
-def pass_seconds(layer: nn.Module, inputs: torch.Tensor) -> tuple[float, float]:
-    """Return how long the layer's forward and backward pass take."""
-    inputs = inputs.detach().requires_grad_(inputs.requires_grad)
-    outputs = layer(inputs)
-    forward = seconds(lambda: layer(inputs))
-    wanted = [tensor for tensor in (inputs, *layer.parameters()) if tensor.requires_grad]
-    if not wanted:
-        return forward, 0.0
+def passes(layer: nn.Module, inputs: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, float, float]:
+    """Return the layer's output, and the seconds of its forward and its backward pass.
+
+    The output is detached, so that the backward pass of the next layer ends there.
+    """
+
+    def forward() -> torch.Tensor:
+        # Entered for every pass, since autocast keeps the converted weights until it is left.
+        with torch.autocast(KIND, torch.bfloat16, enabled=bf16):
+            outputs: torch.Tensor = layer(inputs)
+        return outputs
+
+    outputs = forward()
     upstream = torch.ones_like(outputs)
-    return forward, seconds(
-        lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
-    )
+    wanted = [tensor for tensor in (inputs, *layer.parameters()) if tensor.requires_grad]
 
+    def backward() -> None:
+        if wanted:
+            torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return the median time that it takes, on a GPU until that has done it."""
-    measured = []
-    for _ in range(TURNS):
-        started = time.perf_counter()
-        work()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        measured.append(time.perf_counter() - started)
-    return statistics.median(measured)
+    times = median_seconds(forward, TURNS), median_seconds(backward, TURNS)
+    return outputs.detach().requires_grad_(outputs.requires_grad), *times
 
 
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

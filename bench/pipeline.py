@@ -1,5 +1,6 @@
-"""What DVC and the other stages cost beside the training."""
+"""What DVC and the stage `subset` cost beside the training."""
 
+import json
 import os
 import shutil
 import statistics
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.lib.command import InputError, run
-from tools.smoke import read_params, write_params
+from stages.support.errors import InputError, told
+from tools.copies import own_environment, plain_params, write_params
 
 RAW = Path("data/raw")
 TURNS = 5
@@ -20,75 +22,98 @@ TURNS = 5
 
 def main() -> None:
     """Print what a `dvc repro` with nothing to do takes, and the subset of the whole data set."""
-    with tempfile.TemporaryDirectory() as folder:
-        print(nothing_to_do(Path(folder)))
-    with tempfile.TemporaryDirectory() as folder:
-        print(whole_subset(Path(folder)))
+    for measurement in (nothing_to_do, whole_subset):
+        with tempfile.TemporaryDirectory() as folder:
+            print(measurement(Path(folder)))
 
 
-def nothing_to_do(folder: Path) -> str:
+def nothing_to_do(empty: Path) -> str:
     """Return in words how long DVC looks at this pipeline, and at a trivial one of as many stages.
 
-    Args:
-        folder: an empty one, for the trivial pipeline.
+    The trivial pipeline is made in the empty folder.
 
     Raises:
         InputError: this pipeline has something to do.
     """
-    dry = subprocess.run(["dvc", "repro", "--dry"], check=True, capture_output=True, text=True)
-    if "Running stage" in dry.stdout:
+    if "Running stage" in run(Path(), "dvc", "repro", "--dry"):
         raise InputError("there is something to do: `dvc repro` first")
     count = len(YAML(typ="safe").load(Path("dvc.lock"))["stages"])
     stages = {}
     for name in map(str, range(count)):
-        (folder / name).write_text(name, encoding="utf-8")
+        (empty / name).write_text(name, encoding="utf-8")
         stages[name] = {"cmd": f"cp {name} {name}.out", "deps": [name], "outs": [f"{name}.out"]}
-    YAML().dump({"stages": stages}, folder / "dvc.yaml")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
-    seconds: dict[Path, list[float]] = {Path(): [], folder: []}
-    for _ in range(TURNS):
-        for place, measured in seconds.items():
-            started = time.perf_counter()
-            subprocess.run(["dvc", "repro"], cwd=place, check=True, capture_output=True)
-            measured.append(time.perf_counter() - started)
-    ours, trivial = (statistics.median(measured) for measured in seconds.values())
+    make_repository(empty, stages)
+    run(empty, "dvc", "repro")
+    turns = [[seconds(place, "dvc", "repro") for place in (Path(), empty)] for _ in range(TURNS)]
+    ours, trivial = map(statistics.median, zip(*turns, strict=True))
     return (
         f"`dvc repro` with nothing to do: {ours:.2f} s; in a trivial pipeline of as many stages, "
         f"{count}: {trivial:.2f} s; ratio {ours / trivial:.2f} (medians of {TURNS}, in turns)."
     )
 
 
-def whole_subset(folder: Path) -> str:
+def whole_subset(empty: Path) -> str:
     """Return in words what the stage `subset` takes for all images: seconds, and memory.
 
-    Args:
-        folder: an empty one, for its files.
+    The stage runs in the empty folder.
     """
-    shutil.copy2("params.yaml", folder)
-    params = read_params(folder)
+    shutil.copy2("params.yaml", empty)
+    params = plain_params(empty)
     params["data"]["per_class"] = "all"
-    write_params(folder, params)
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    write_params(empty, params)
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.subset", str(RAW.absolute()), "subset"],
-        cwd=folder,
-        env=environment,
+        [sys.executable, "-m", "stages", "subset", str(RAW.absolute()), "subset"],
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
         stdout=subprocess.DEVNULL,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    _, status, usage = os.wait4(process.pid, 0)  # tells what this child has used, and no other
+    took = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise InputError(f"the stage subset fails on all of {RAW}; see above")
-    size = sum(file.stat().st_size for file in (folder / "subset").iterdir())
+    size = sum(file.stat().st_size for file in (empty / "subset").iterdir())
     held = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (
-        f"The subset of all images of {RAW}: {seconds:.2f} s, {held / 1e6:.0f} MB of memory, "
+        f"The subset of all images of {RAW}: {took:.2f} s, {held / 1e6:.0f} MB of memory, "
         f"Python's included, for {size / 1e6:.0f} MB of data."
     )
 
 
+def run(folder: Path, *command: str) -> str:
+    """Run the command in the folder, and return what it printed.
+
+    Raises:
+        InputError: the command fails.
+    """
+    done = subprocess.run(
+        command, cwd=folder, env=own_environment(), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise InputError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def seconds(folder: Path, *command: str) -> float:
+    """Return how long the command takes in the folder."""
+    started = time.perf_counter()
+    run(folder, *command)
+    return time.perf_counter() - started
+
+
+def make_repository(folder: Path, stages: Mapping[str, object]) -> None:
+    """Make a repository of git and DVC with these stages."""
+    write_stages(folder, stages)
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "init", "--quiet")
+
+
+def write_stages(folder: Path, stages: Mapping[str, object]) -> None:
+    """Write a dvc.yaml, as JSON, which is YAML too."""
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

@@ -4,15 +4,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.measure import IMAGES
+from bench.epoch import IMAGES
 
 
 def tables(results: dict[str, Any]) -> str:
     """Return the results in Markdown."""
-    whole = f"an epoch of {IMAGES} images"
-    epoch = (
-        whole if results["images"] == IMAGES else f"{whole} extrapolated from {results['images']}"
-    )
+    measured, whole = results["images"], f"an epoch of {IMAGES} images"
+    extrapolated = "" if measured == IMAGES else f" extrapolated from {measured}"
     lines = [
         "| | training | evaluation | epoch | faster | GFLOP/s | of the peak | memory |",
         "|---" * 8 + "|",
@@ -23,8 +21,9 @@ def tables(results: dict[str, Any]) -> str:
             for name, row in results["contenders"].items()
         ),
         "",
-        f"{results['date']}, {epoch}, with Adam, median of {results['rounds']} in turns, on "
-        f"{results['where']}. GFLOP/s are those of the notebook's network, whatever was left out.",
+        f"{results['date']}, {whole}{extrapolated}, with Adam, median of {results['rounds']} in "
+        f"turns, on {results['where']}. GFLOP/s are those of the notebook's network, whatever was "
+        "left out.",
         *(
             f"Products of large matrices reach {peak / 1e9:.0f} GFLOP/s in {precision}."
             for precision, peak in results["peak_flops"].items()
@@ -37,16 +36,16 @@ def tables(results: dict[str, Any]) -> str:
     if pair := results.get("side_by_side"):
         lines += [
             "",
-            f"Two trainings of {results['images']} images side by side, with half the threads "
-            f"each: {pair['side_by_side_seconds']:.1f} s; one after the other, with all of them: "
+            f"Two trainings of {measured} images side by side, with half the threads each: "
+            f"{pair['side_by_side_seconds']:.1f} s; one after the other, with all of them: "
             f"{pair['one_after_the_other_seconds']:.1f} s; ratio {pair['ratio']:.2f}.",
         ]
     if memory := results.get("whole_epoch_memory_bytes"):
+        held = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items())
         lines += [
             "",
-            f"Memory in {whole}: "
-            + ", ".join(f"{name} {held / 1e9:.2f} GB" for name, held in memory.items())
-            + "; before is Python, PyTorch and the images, without a network.",
+            f"Memory in {whole}: {held}; before is Python, PyTorch and the images, without a "
+            "network.",
         ]
     if steps := results.get("road"):
         lines += ["", "| step | epoch | faster than before it | memory |", "|---" * 4 + "|"]

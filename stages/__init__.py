@@ -1,30 +1,10 @@
-"""One module per stage of dvc.yaml."""
+"""The stages of dvc.yaml, one module each, and three rooms that they share.
 
-import hashlib
-import sys
-from pathlib import Path
+- `learning/` decides numbers. An edit there trains every variant again.
+- `reporting/` decides what is said about the numbers. An edit there runs `compare` again, and
+  `evaluate` too where it imports the edited file.
+- `support/` carries: parameters, files, checkpoints, errors. An edit there runs nothing again.
 
-FOLDER = Path(__file__).parent
-
-
-def digest(path: Path) -> str:
-    """Return the beginning of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def code_digests() -> dict[str, str]:
-    """Return the digest of every module here, by its path."""
-    return {
-        str(path.relative_to(FOLDER.parent)): digest(path)
-        for path in sorted(FOLDER.glob("**/*.py"))
-        if path.is_file()  # an editor may keep a dangling link beside what it has not saved
-    }
-
-
-# Before any of them is loaded: code that is edited later is never taken for the code that runs.
-CODE_AT_START = code_digests()
-
-if sys.argv[0] == "-m":  # the stage is about to be imported, and with it torch, which takes seconds
-    from stages.lib.command import catch_signals
-
-    catch_signals()
+dvc.yaml lists these dependencies; tests/test_structure.py derives them from the imports.
+Imports run one way: stages, reporting, learning, support.
+"""

@@ -1,69 +1,60 @@
-"""Compare the variants: figures, all curves in one table, and the notebook's conclusions."""
+"""Compare the variants: figures, all curves in one table, a line for each."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stages.lib import figures
-from stages.lib.claims import CLAIMS, examine
-from stages.lib.command import InputError, run
-from stages.lib.files import Row, replacing_folder, write_csv
-from stages.lib.params import CLASSES, load_params
-from stages.lib.results import read_rows, require_exactly, write_json
-from stages.lib.subset import load_split
+from stages.learning.split import load_split
+from stages.reporting import figures
+from stages.reporting.summary import Summary, Uncertainty
+from stages.reporting.tables import ConfusionRow, CurveRow
+from stages.support.atomic import replacing_folder
+from stages.support.errors import InputError, unusable
+from stages.support.git import outdated
+from stages.support.leftovers import VARIANT, remove_leftovers
+from stages.support.params import CLASSES, load_params
+from stages.support.tables import read_record, read_table, write_table
 
 DPI = 100  # 900 pixels wide, as README shows them
-COLUMNS = [
-    *("seed", "epoch", "train_accuracy", "seen_accuracy", "test_accuracy", "test_loss"),
-    "test_accuracy_batch_statistics",
-    *(f"gradient_conv{layer}" for layer in range(1, 9)),
-    *(f"gradient_linear{layer}" for layer in range(1, 4)),
-]
-CONFUSION_COLUMNS = ("actual", "predicted", "count")
 
 
 def main(
     summaries: Path,
+    uncertainties: Path,
     curves: Path,
     confusion: Path,
     subset: Path,
     all_curves: Path,
-    claims_file: Path,
     figure_folder: Path,
 ) -> None:
-    """Compare the variants: figures, all curves in one table, and the notebook's conclusions."""
+    """Compare the variants: figures, all curves in one table, a line for each.
+
+    Args:
+        summaries: the folder with the metrics of each variant.
+        uncertainties: the folder with how far each variant's metrics may be off.
+        curves: the folder with a table of epochs for each variant.
+        confusion: the folder with a confusion table for each variant.
+        subset: the folder with both splits.
+        all_curves: the table to write, with the curves of all variants.
+        figure_folder: the folder to write, with a PNG for each figure.
+    """
     params = load_params()
-    remedy = (
-        f"remove its files under {summaries}, {curves} and {confusion} by hand, "
-        "`dvc checkout` removes its models and histories, then `dvc repro`"
-    )
-    for folder, suffix in ((summaries, ".json"), (curves, ".csv"), (confusion, ".csv")):
-        require_exactly(folder, [f"{variant}{suffix}" for variant in params.variants], remedy)
-    rows = {variant: read_rows(curves / f"{variant}.csv", COLUMNS) for variant in params.variants}
-    epochs = range(1, 1 + max(int(row["epoch"]) for row in next(iter(rows.values()))))
-    expected = [(seed, epoch) for seed in params.seeds for epoch in epochs]
-    for variant, table in rows.items():
-        if [(row["seed"], row["epoch"]) for row in table] != expected:
-            raise InputError(
-                f"{curves / variant}.csv: other seeds than params.yaml, or other epochs than the "
-                f"{len(epochs)} of the first variant; `dvc repro` makes it anew"
-            )
+    suffixes = {summaries: ".json", uncertainties: ".json", curves: ".csv", confusion: ".csv"}
+    for folder, suffix in suffixes.items():
+        remove_leftovers(folder, VARIANT, suffix, params.variants)
 
+    rows = {name: read_table(curves / f"{name}.csv", CurveRow) for name in params.variants}
+    require_the_same_epochs(curves, rows, params.seeds)
     require_one_precision(curves, [row for table in rows.values() for row in table])
-
     counts = {}
     for variant in params.variants:
         matrix = np.zeros((CLASSES, CLASSES), np.int64)
-        for row in read_rows(confusion / f"{variant}.csv", CONFUSION_COLUMNS):
-            matrix[int(row["actual"]), int(row["predicted"])] += int(row["count"])
+        for pair in read_table(confusion / f"{variant}.csv", ConfusionRow):
+            matrix[pair.actual, pair.predicted] += pair.count
         counts[variant] = matrix[list(params.data.classes)]
 
-    findings = {name: examine(claim, rows) for name, claim in CLAIMS.items()}
-    for found in findings.values():
-        print(f"{found.claim.statement}: {found}", flush=True)
-
     drawings = {
-        "claims": figures.claims(list(findings.values())),
         "modes": figures.modes(rows),
         "accuracy": figures.accuracy_by_variant(rows),
         "test_accuracy": figures.test_accuracies(rows),
@@ -74,26 +65,58 @@ def main(
     with replacing_folder(figure_folder) as folder:
         for name, figure in drawings.items():
             figure.savefig(folder / f"{name}.png", dpi=DPI)
-    write_json(claims_file, {name: found.as_json() for name, found in findings.items()})
-    write_csv(all_curves, [row for table in rows.values() for row in table])
+    write_table(
+        all_curves,
+        [
+            {"variant": row.variant, "seed": row.seed, **row.model_dump()}
+            for table in rows.values()
+            for row in table
+        ],
+    )
+    for name in params.variants:
+        summary = read_record(summaries / f"{name}.json", Summary)
+        doubt = read_record(uncertainties / f"{name}.json", Uncertainty)
+        print(
+            f"{name}: test accuracy {summary.accuracy:.4f} ± {doubt.accuracy_plus_minus:.4f}, "
+            f"best {summary.best:.4f} ± {doubt.best_plus_minus:.4f} "
+            f"in epoch {summary.best_epoch:.3g}",
+            flush=True,
+        )
+    if old := outdated(params.variants, summaries):
+        print(f"`make variants` renews the experiments {', '.join(old)}: their numbers are older")
 
 
-def require_one_precision(curves: Path, rows: list[Row]) -> None:
+def require_the_same_epochs(
+    curves: Path, rows: Mapping[str, Sequence[CurveRow]], seeds: Sequence[int]
+) -> None:
+    """Check that each variant has all seeds, and each seed as many epochs as the first variant.
+
+    Raises:
+        InputError: a table is of another run.
+    """
+    epochs = range(1, 1 + max(row.epoch for row in next(iter(rows.values()))))
+    expected = [(seed, epoch) for seed in seeds for epoch in epochs]
+    for variant, table in rows.items():
+        if [(row.seed, row.epoch) for row in table] != expected:
+            raise unusable(
+                curves / f"{variant}.csv",
+                "other seeds than params.yaml, or other epochs than the "
+                f"{len(epochs)} of the first variant",
+            )
+
+
+def require_one_precision(curves: Path, rows: Sequence[CurveRow]) -> None:
     """Check that all trainings computed in the same precision, so that their variants compare.
 
     Raises:
-        InputError: they did not, since machines differ in what `train.precision: auto` is.
+        InputError: they did not, since machines differ in what `train.precision: auto` means.
     """
-    first: dict[object, str] = {}
+    first: dict[str, str] = {}
     for row in rows:
-        first.setdefault(row.get("precision"), f"{row['variant']} with seed {row['seed']}")
+        first.setdefault(row.precision, f"{row.variant} with seed {row.seed}")
     if len(first) > 1:
         found = ", ".join(f"{training} in {precision}" for precision, training in first.items())
         raise InputError(
-            f"{curves}: {found}: machines differ in what train.precision: auto is; name one in "
+            f"{curves}: {found}: machines differ in what train.precision: auto means; name one in "
             "params.yaml, then `dvc repro`"
         )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-from stages.lib.command import run
-from stages.lib.files import replacing_folder
-from stages.lib.params import load_params
-from stages.lib.sources import fetch
+from stages.learning.idx import parse
+from stages.support.atomic import replacing_folder
+from stages.support.params import load_params
+from stages.support.sources import fetch
 
 
 def main(raw: Path) -> None:
-    """Get the data set's four IDX files, decompressed and verified."""
+    """Get the data set's four IDX files, decompressed and verified.
+
+    Args:
+        raw: the folder to write, with the four files.
+    """
     params = load_params()
-    source, contents = fetch(params.datasets[params.dataset])
+    source, contents = fetch(params.datasets[params.dataset], check=parse)
     with replacing_folder(raw) as folder:
         for file, content in contents.items():
             (folder / file).write_bytes(content)
     print(f"{params.dataset} from {source}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,25 +2,43 @@
 
 from pathlib import Path
 
-from stages.lib.command import InputError, run
-from stages.lib.files import replacing
-from stages.lib.params import load_params
-from stages.lib.results import read_rows
+import yaml
+
+from stages.reporting.tables import CurveRow
+from stages.support.atomic import replacing
+from stages.support.errors import unusable
+from stages.support.params import load_params
+from stages.support.tables import read_table
 
 
-def main(summary: Path, curves: Path, selected_summary: Path, selected_curves: Path) -> None:
-    """Copy summary and curves of the selected variant."""
-    variant = load_params().variant
-    if (found := read_rows(curves, ["epoch"])[0].get("variant")) != variant:
-        raise InputError(
-            f"{curves} is of variant {found}, params.yaml selects {variant}; run `dvc repro`"
-        )
-    for source, target in ((summary, selected_summary), (curves, selected_curves)):
-        content = source.read_bytes()
-        with replacing(target) as temporary:
+def main(
+    summary: Path,
+    curves: Path,
+    selected_summary: Path,
+    selected_curves: Path,
+    selected_variant: Path,
+) -> None:
+    """Put the selected variant's results where `dvc metrics diff` compares them.
+
+    Args:
+        summary: the JSON file with the variant's metrics.
+        curves: the table of the variant's epochs.
+        selected_summary: the file to write, for `dvc metrics diff`.
+        selected_curves: the file to write, for `dvc plots diff`.
+        selected_variant: the YAML file to write, with the variant's parameters, for
+            `dvc params diff`.
+    """
+    params = load_params()
+    found = read_table(curves, CurveRow)[0].variant
+    if found != params.variant:
+        raise unusable(curves, f"is of variant {found}, params.yaml selects {params.variant}")
+    chosen = params.variants[params.variant].model_dump(exclude_none=True)
+    contents = {
+        selected_summary: summary.read_bytes(),
+        selected_curves: curves.read_bytes(),
+        selected_variant: yaml.safe_dump(chosen, sort_keys=False).encode(),
+    }
+    for path, content in contents.items():
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
-    print(f"selected {variant}")
-
-
-if __name__ == "__main__":
-    run(main)
+    print(f"selected {params.variant}")

@@ -1,6 +1,7 @@
-"""A copy of this checkout on small data of its own, driven by the real dvc."""
+"""A copy of this checkout on small data and a tiny network, driven by the real dvc."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,14 +12,29 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported: with several workers on few cores, more threads only wait in turns.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
+import torch
+import yaml
+from filelock import FileLock
 
+from stages.__main__ import parser_of
+from tools.copies import (
+    TINY,
+    copy_checkout,
+    own_environment,
+    plain_params,
+    save_every_epoch,
+    write_params,
+)
 from tools.faults import digests
-from tools.smoke import copy_checkout, read_params, write_params
 
 CHECKOUT = Path(__file__).parents[1]
 PER_CLASS = 6  # images in the small IDX files
@@ -32,13 +48,19 @@ def write_idx(folder: Path, per_class: int = PER_CLASS) -> dict[str, str]:
     for prefix in ("train", "t10k"):
         labels = random.permutation(np.repeat(np.arange(10, dtype=np.uint8), per_class))
         images = random.integers(0, 20 + 23 * labels[:, None, None], (len(labels), 28, 28))
-        for kind, magic, values in (("labels-idx1", 0x801, labels), ("images-idx3", 0x803, images)):
-            header = struct.pack(f">{1 + values.ndim}I", magic, *values.shape)
-            content = header + values.astype(np.uint8).tobytes()
+        for kind, values in (("labels-idx1", labels), ("images-idx3", images.astype(np.uint8))):
+            content = idx(values)
             name = f"{prefix}-{kind}-ubyte"
             (folder / name).write_bytes(content)
             digests[name] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """Return an array of bytes in the IDX format."""
+    return (
+        struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+    )
 
 
 @dataclass(frozen=True)
@@ -66,10 +88,36 @@ class Project:
         """Run `dvc repro` and return the stages that it ran, in order."""
         return stages_run(self.run("dvc", "repro", *arguments))
 
+    def stale(self) -> set[str]:
+        """Return the stages that `dvc repro` would run because of what is changed by now.
+
+        A stage that would only run because of another's new outputs is not among them. This takes
+        seconds, where running the stages would take a minute.
+        """
+        status: dict[str, Any] = json.loads(self.run("dvc", "status", "--json"))
+        return {name.rpartition(":")[2] for name in status}
+
+    def stage(self, name: str, *arguments: str) -> None:
+        """Run a stage in this process: its errors are raised, and it takes no lock."""
+        main = import_module(f"stages.{name}").main
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            main(**vars(parser_of(name, main).parse_args(arguments)))
+
+    def command(self, stage: str) -> list[str]:
+        """Return the command of a stage, as dvc.lock has it."""
+        command: str = self.lock()["stages"][stage]["cmd"]
+        return command.split()
+
+    def lock(self) -> dict[str, Any]:
+        """Return what dvc.lock says."""
+        lock: dict[str, Any] = yaml.safe_load((self.folder / "dvc.lock").read_text("utf-8"))
+        return lock
+
     @contextmanager
     def params(self) -> Iterator[dict[str, Any]]:
         """Yield the parameters, and write them back."""
-        params = read_params(self.folder)
+        params = plain_params(self.folder)
         yield params
         write_params(self.folder, params)
 
@@ -100,50 +148,77 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # A script's `command &` ignores it, and so would whatever the tests start and interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
+        # The suite may run in a hook, for which git exports which repository is the user's.
+        for name in os.environ.keys() - own_environment().keys():
+            patch.delenv(name)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
             patch.setenv(f"DVC_{kind}_DIR", str(tmp_path_factory.mktemp("dvc")))
         patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-        patch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin slow down what runs beside
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "test")
             patch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
+        # What the stages set in their processes, for those that run in this one.
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(1)
         yield
 
 
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
     """Return a maker of projects that have not run: two variants, three classes, two epochs."""
-    idx = tmp_path_factory.mktemp("source") / "idx"
-    digests = write_idx(idx)
+    source = tmp_path_factory.mktemp("source") / "idx"
+    sha256 = write_idx(source)
 
     def make() -> Project:
-        project = Project(tmp_path_factory.mktemp("project"))
-        copy_checkout(CHECKOUT, project.folder)
-        with project.params() as params:
-            params["datasets"]["small"] = {"sources": [str(idx)], "sha256": digests}
-            params["dataset"] = "small"
-            params["data"] |= {"per_class": 4, "classes": [3, 5, 8], "pad": 2, "scale": "none"}
-            params["train"] |= {"epochs": 2, "batch_size": 5}
-            params["seeds"] = [0]
-            params["variant"] = "adam"
-            network = {"activation": "relu", "dropout": 0.5}
-            params["variants"] = {
-                "sgd": {**network, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9},
-                "adam": {**network, "optimizer": "adam", "lr": 0.001},
-            }
-        project.commit()
-        return project
+        folder = tmp_path_factory.mktemp("project")
+        make_project(folder, source, sha256)
+        return Project(folder)
 
     return make
 
 
-@pytest.fixture(scope="session")
-def finished(new_project: Callable[[], Project]) -> Project:
-    """A project that has run and committed its results; look at it, do not change it."""
-    project = new_project()
-    project.repro()
+def make_project(folder: Path, source: Path, sha256: dict[str, str]) -> None:
+    """Copy the checkout into the folder, with small data and a tiny network, and commit it."""
+    copy_checkout(CHECKOUT, folder)
+    project = Project(folder)
+    with project.params() as params:
+        params["datasets"]["small"] = {"sources": [str(source)], "sha256": sha256}
+        params["dataset"] = "small"
+        params["data"] |= {"per_class": 4, "classes": [3, 5, 8], "pad": 2, "scale": "none"}
+        params["network"] = TINY
+        params["train"] = {"epochs": 2, "batch_size": 5, "device": "auto", "precision": "auto"}
+        params["seeds"] = [0]
+        params["variant"] = "adam"
+        common = {"activation": "relu", "dropout": 0.5}
+        params["variants"] = {
+            "sgd": {**common, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9},
+            "adam": {**common, "optimizer": "adam", "lr": 0.001},
+        }
+    save_every_epoch(folder)
     project.commit()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has run and committed its results; look at it, do not change it.
+
+    All workers share it: the first to ask makes it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    project = Project(shared / "finished/project")
+    with FileLock(shared / "finished.lock"):
+        if not (shared / "finished/done").exists():
+            shutil.rmtree(shared / "finished", ignore_errors=True)
+            project.folder.mkdir(parents=True)
+            make_project(
+                project.folder, shared / "finished/idx", write_idx(shared / "finished/idx")
+            )
+            project.repro()
+            project.commit()
+            (shared / "finished/done").touch()
     return project
 
 
@@ -155,11 +230,5 @@ def project(finished: Project, tmp_path: Path) -> Project:
 
 def copy_of(project: Project, folder: Path) -> Project:
     """Return a copy of the project within the folder, to change."""
-
-    def link_large(source: str, target: str) -> None:
-        # Whoever writes these files replaces them, so that sharing them is safe, and quick.
-        large = Path(source).stat().st_size > 1_000_000
-        (os.link if large else shutil.copy2)(source, target)
-
-    shutil.copytree(project.folder, folder / "copy", copy_function=link_large)
+    shutil.copytree(project.folder, folder / "copy", symlinks=True)
     return Project(folder / "copy")

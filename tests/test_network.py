@@ -1,41 +1,66 @@
 """The network is the notebook's, and a training is a function of seed and epoch."""
 
-import re
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from stages.lib import machine
-from stages.lib.command import InputError
-from stages.lib.device import choose_precision
-from stages.lib.evaluation import Tensors, predict, predict_with_batch_statistics, score
-from stages.lib.network import Convolution, Dropout, _small, layers_with_weights, vgg11
-from stages.lib.params import CLASSES, Activation, Precision, Scale, Variant
-from stages.lib.tensorfile import write_tensors
-from stages.lib.training import EpochRow, make_optimizer, set_seed, train
-from stages.lib.weights import load_network, save_weights
+from stages.learning import device
+from stages.learning.device import choose_precision, require_pinned_versions
+from stages.learning.history import EpochRow
+from stages.learning.inference import Images, predict, predict_with_batch_statistics, score
+from stages.learning.kernels import Dropout
+from stages.learning.loop import make_optimizer, set_seed, train
+from stages.learning.network import Network, layers_with_weights, vgg
+from stages.learning.weights import load_network, save_weights
+from stages.support import machine
+from stages.support.errors import InputError
+from stages.support.params import (
+    CLASSES,
+    Activation,
+    Architecture,
+    Precision,
+    Scale,
+    Variant,
+)
+from stages.support.tensors import write_tensors
+from tools.copies import TINY
 
 ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
+SIDE = 32  # pixels of a side of the images here
+VGG11 = Architecture(
+    widths=(64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    hidden=(4096, 4096),
+    batch_norm_momentum=0.1,
+)
 # Of the notebook: shapes of the weights, and where a 2x2 pooling follows the layer.
 CONVOLUTIONS = [(64, 1), (128, 64), (256, 128), (256, 256), (512, 256), *[(512, 512)] * 3]
 POOLED = [True, True, False, True, False, True, False, True]
 LINEAR = [(4096, 512), (4096, 4096), (10, 4096)]
 
+tiny = partial(vgg, Architecture.model_validate(TINY), SIDE)
+
 
 @pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("sigmoid", nn.Sigmoid)])
-def test_the_layers_are_the_notebooks(activation: Activation, kind: type[nn.Module]) -> None:
-    layers = list(vgg11(activation, 0.5, "none").children())[1:]  # without the pixels' scale
+def test_the_layers_of_vgg11_are_the_notebooks(
+    activation: Activation, kind: type[nn.Module]
+) -> None:
+    with torch.device("meta"):  # shapes without numbers
+        network = vgg(VGG11, SIDE, activation, 0.5, "none", "fp32")
+    layers = list(network.children())[1:]  # without the pixels' scale
     for shape, pooled in zip(CONVOLUTIONS, POOLED, strict=True):
         convolution, norm, *layers = layers
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         assert convolution.weight.shape == (*shape, 3, 3)
         assert convolution.stride == convolution.padding == (1, 1)
         assert convolution.bias is not None
+        assert (norm.momentum, norm.eps) == (0.1, 1e-5)
         if pooled:  # before the activation, with which it commutes
             pool, *layers = layers
             assert isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride) == (2, 2)
@@ -46,17 +71,25 @@ def test_the_layers_are_the_notebooks(activation: Activation, kind: type[nn.Modu
     shapes = [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)]
     assert shapes == LINEAR
     assert {layer.p for layer in layers if isinstance(layer, nn.Dropout)} == {0.5}
-
-
-def test_the_parameter_count_is_the_notebooks() -> None:
     expected = sum(9 * out * into + 3 * out for out, into in CONVOLUTIONS)  # bias and norm's two
     expected += sum(out * into + out for out, into in LINEAR)
-    count = sum(parameter.numel() for parameter in vgg11("relu", 0, "none").parameters())
-    assert count == expected == 28_148_362
+    assert sum(weights.numel() for weights in network.parameters()) == expected == 28_148_362
+
+
+def test_vgg11_maps_images_to_logits_and_keeps_its_weights_channels_last() -> None:
+    network = vgg(VGG11, SIDE, "relu", 0.5, "none", "fp32")
+    assert predict(network, split(2, 0).images).shape == (2, CLASSES)
+    assert all(
+        weights.is_contiguous(memory_format=torch.channels_last)
+        for weights in network.parameters()
+        if weights.dim() == 4
+    )
 
 
 def test_no_dropout_means_no_such_layer() -> None:
-    assert not [x for x in vgg11("sigmoid", 0, "none").children() if isinstance(x, nn.Dropout)]
+    assert not [
+        x for x in tiny("sigmoid", 0, "none", "fp32").children() if isinstance(x, nn.Dropout)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,114 +97,22 @@ def test_no_dropout_means_no_such_layer() -> None:
 )
 def test_pixels_are_scaled_as_named(scale: Scale, expected: list[float]) -> None:
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    seen = next(vgg11("relu", 0, scale).children())(pixels)
+    seen = next(tiny("relu", 0, scale, "fp32").children())(pixels)
     assert seen.dtype == torch.float32
     assert torch.allclose(seen, torch.tensor(expected, dtype=torch.float32))
 
 
-def split(count: int, seed: int) -> Tensors:
+def split(count: int, seed: int) -> Images:
     """Return random images and labels."""
     random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (count, 1, 32, 32), dtype=np.uint8)
-    return Tensors(torch.from_numpy(images), torch.from_numpy(random.integers(0, CLASSES, count)))
-
-
-@pytest.mark.parametrize(
-    ("sides", "way"),
-    [
-        ((1, 1), "SmallConvolution"),
-        ((2, 2), "SmallConvolution"),
-        ((2, 3), "SmallConvolution"),
-        ((4, 4), "SmallConvolution"),
-        ((4, 3), "SmallConvolution"),
-        ((8, 9), "Convolution"),
-    ],
-)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_a_convolution_and_its_gradients_are_pytorchs_on_maps_of_any_size(
-    sides: tuple[int, int], way: str, dtype: torch.dtype, tolerance: float
-) -> None:
-    set_seed(0, epoch=1)
-    ours = Convolution(6, 5).to(dtype).to(memory_format=torch.channels_last)
-    torchs = nn.Conv2d(6, 5, kernel_size=3, padding=1).to(dtype)
-    torchs.load_state_dict(ours.state_dict())
-    maps = torch.randn(3, 6, *sides, dtype=dtype, requires_grad=True)
-    assert re.fullmatch(rf"_?{way}Backward\d*", type(ours(maps).grad_fn).__name__)
-    upstream = torch.randn(3, 5, *sides, dtype=dtype)
-    results = []
-    for layer in (ours, torchs):
-        inputs = (maps, *layer.parameters())
-        results.append([layer(maps), *torch.autograd.grad(layer(maps), inputs, upstream)])
-    for mine, expected in zip(*results, strict=True):
-        assert mine.shape == expected.shape
-        assert torch.allclose(mine, expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("sides", [(2, 2), (4, 3)])
-def test_a_small_convolution_in_bf16_is_as_near_to_float32_as_pytorchs(
-    sides: tuple[int, int],
-) -> None:
-    set_seed(0, epoch=1)
-    ours = Convolution(16, 32).to(memory_format=torch.channels_last)
-    torchs = nn.Conv2d(16, 32, kernel_size=3, padding=1)
-    torchs.load_state_dict(ours.state_dict())
-    maps = torch.randn(64, 16, *sides, requires_grad=True)
-    upstream = torch.randn(64, 32, *sides)
-    results = []
-    for layer, bf16 in ((ours, True), (torchs, True), (torchs, False)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            outputs = layer(maps)
-        assert ("SmallConvolution" in type(outputs.grad_fn).__name__) == (layer is ours)
-        wanted = (maps, *layer.parameters())
-        results.append([outputs, *torch.autograd.grad(outputs, wanted, upstream.to(outputs.dtype))])
-    for mine, theirs, exact in zip(*results, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert 0 < (mine - exact).abs().mean() < 1.2 * (theirs - exact).abs().mean()
-
-
-@pytest.mark.parametrize(("avx512", "side"), [(True, 4), (False, 8)])
-def test_what_counts_as_small_is_the_processors(
-    avx512: bool, side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": avx512})
-    monkeypatch.setattr("stages.lib.network._small", _small.__wrapped__)
-    kinds = [type(Convolution(1, 1)(torch.ones(1, 1, n, 1)).grad_fn) for n in (side, side + 1)]
-    assert [kind.__name__ for kind in kinds] == [
-        "_SmallConvolutionBackward",
-        "ConvolutionBackward0",
-    ]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_zeroes_a_part_and_scales_the_rest(dtype: torch.dtype) -> None:
-    set_seed(0, epoch=1)
-    layer, units = Dropout(0.25), torch.full((100, 1000), 3.0, dtype=dtype, requires_grad=True)
-    outputs = layer(units)
-    (gradient,) = torch.autograd.grad(outputs.sum(), units)
-    assert outputs.dtype == gradient.dtype == dtype
-    assert outputs.unique().tolist() == pytest.approx([0, 4], rel=0.01)
-    assert torch.equal(gradient * 3, outputs)
-    # Five standard deviations of a binomial.
-    assert abs((outputs == 0).double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 1e5) ** 0.5
-    assert torch.equal(layer.eval()(units), units)
-
-
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Sigmoid()])
-def test_pooling_commutes_with_the_activation_gradients_included(activation: nn.Module) -> None:
-    set_seed(0, epoch=1)
-    pool = nn.MaxPool2d(2)
-    maps = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    results = []
-    for layers in (nn.Sequential(pool, activation), nn.Sequential(activation, pool)):
-        results.append([layers(maps), *torch.autograd.grad(layers(maps).square().sum(), maps)])
-    for ours, notebooks in zip(*results, strict=True):
-        assert torch.equal(ours, notebooks)
+    images = random.integers(0, 256, (count, 1, SIDE, SIDE), dtype=np.uint8)
+    return Images(torch.from_numpy(images), torch.from_numpy(random.integers(0, CLASSES, count)))
 
 
 def test_bf16_multiplies_in_bfloat16_all_but_the_last_layer_and_keeps_weights_in_float32() -> None:
     set_seed(0, epoch=0)
-    network = vgg11("relu", 0, "none", "bf16")
-    full = vgg11("relu", 0, "none")
+    network = tiny("relu", 0, "none", "bf16")
+    full = tiny("relu", 0, "none", "fp32")
     full.load_state_dict(network.state_dict())
     seen: list[torch.dtype] = []
     for layer in layers_with_weights(network).values():
@@ -209,12 +150,57 @@ def test_auto_is_bf16_where_the_processor_multiplies_it(
     assert told[1:] == [name for name in capabilities if expected == "bf16" and name != "neon"]
 
 
+def pin(requirement: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pyproject.toml of our own pin the requirement."""
+    text = (
+        f'[dependency-groups]\npinned = ["{requirement}"]\npipeline = [{{include-group = "x"}}]\n'
+    )
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(device, "PYPROJECT", path)
+
+
+def install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that this version of torch is installed."""
+    monkeypatch.setattr(device, "version", {"torch": version}.__getitem__)
+
+
+@pytest.mark.parametrize("installed", ["2.14.1", "2.14.1+cu130", "2.14.1+cpu"])
+def test_the_pinned_version_is_accepted_with_any_local_part(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin("torch==2.14.1", tmp_path / "pyproject.toml", monkeypatch)
+    install(installed, monkeypatch)
+    require_pinned_versions()
+
+
+@pytest.mark.parametrize("installed", ["2.14.0", "2.14.10", "2.14.1.post1", "2.14.1rc1", "3.0"])
+def test_another_version_than_the_pinned_is_refused_in_one_line_with_the_remedy(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin("torch==2.14.1", tmp_path / "pyproject.toml", monkeypatch)
+    install(installed, monkeypatch)
+    with pytest.raises(InputError) as caught:
+        require_pinned_versions()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"pyproject.toml pins torch==2.14.1, but {installed} is installed: ")
+    assert "`make env`" in line and "[dependency-groups] pinned" in line and "`dvc repro`" in line
+
+
+def test_no_device_is_set_up_for_another_version_than_the_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_pinned_versions()  # of this checkout
+    pin("torch==1.0", tmp_path / "pyproject.toml", monkeypatch)
+    with pytest.raises(InputError, match=r"pins torch==1\.0, but "):
+        device.set_up_device("cpu")
+
+
 def trained(
     seed: int, epochs: int, interrupted: bool = False, precision: Precision = "fp32"
-) -> tuple[nn.Module, list[EpochRow]]:
+) -> tuple[Network, list[EpochRow]]:
     """Train on a few random images, in one go or epoch by epoch."""
     set_seed(seed, epoch=0)
-    network = vgg11("relu", 0.5, "none", precision)
+    network = tiny("relu", 0.5, "none", precision)
     optimizer = make_optimizer(network, ADAM)
     splits = {"train": split(10, 0), "test": split(6, 1)}
     rows: list[EpochRow] = []
@@ -229,8 +215,8 @@ def trained(
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_the_same_seed_gives_the_same_bits_in_one_go_or_not(precision: Precision) -> None:
-    whole, rows = trained(seed=3, epochs=2, precision=precision)
-    parts, same_rows = trained(seed=3, epochs=2, interrupted=True, precision=precision)
+    whole, rows = trained(seed=3, epochs=3, precision=precision)
+    parts, same_rows = trained(seed=3, epochs=3, interrupted=True, precision=precision)
     assert rows == same_rows
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
@@ -252,20 +238,35 @@ def test_every_seed_and_every_epoch_draws_its_own_numbers() -> None:
     assert len(drawn) == 12
 
 
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_the_optimizer_is_the_variants(momentum: float) -> None:
+    sgd = Variant(activation="relu", dropout=0, optimizer="sgd", lr=0.25, momentum=momentum)
+    network = tiny("relu", 0, "none", "fp32")
+    (group,) = make_optimizer(network, sgd).param_groups
+    assert (group["lr"], group["momentum"]) == (0.25, momentum)
+    assert group["weight_decay"] == group["dampening"] == 0 and not group["nesterov"]
+    adam = make_optimizer(network, ADAM)
+    assert isinstance(adam, torch.optim.Adam)
+    (group,) = adam.param_groups
+    assert (group["lr"], group["betas"], group["eps"]) == (0.001, (0.9, 0.999), 1e-8)
+    assert group["weight_decay"] == 0 and not group["amsgrad"]
+
+
 def test_a_row_holds_what_was_seen_and_a_norm_per_layer_with_weights() -> None:
     network, rows = trained(seed=0, epochs=1)
     layers = layers_with_weights(network)
     assert list(layers) == [f"conv{n}" for n in range(1, 9)] + [f"linear{n}" for n in (1, 2, 3)]
-    assert list(rows[0])[-11:] == [f"gradient_{name}" for name in layers]
-    assert all(float(rows[0][f"gradient_{name}"]) > 0 for name in layers)
+    assert list(rows[0].gradients) == list(layers)
+    assert list(rows[0].model_dump())[-11:] == [f"gradient_{name}" for name in layers]
+    assert all(norm > 0 for norm in rows[0].gradients.values())
     test = split(6, 1)
     result = score(predict(network, test.images), test.labels)
-    assert (rows[0]["test_accuracy"], rows[0]["test_loss"]) == (result.accuracy, result.loss)
+    assert (rows[0].test_accuracy, rows[0].test_loss) == (result.accuracy, result.loss)
 
 
 def test_gradient_norms_are_the_mean_over_the_steps() -> None:
     set_seed(0, epoch=0)
-    network = vgg11("relu", 0, "none")
+    network = tiny("relu", 0, "none", "fp32")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # every step sees the same weights
     data = split(8, 0)
     (row,) = train(network, optimizer, {"train": data, "test": data}, 0, range(1, 2), batch_size=4)
@@ -281,16 +282,17 @@ def test_gradient_norms_are_the_mean_over_the_steps() -> None:
         assert gradient is not None
         norms.append(gradient.double().square().sum().sqrt().item())
         losses.append(loss.item())
-    assert row["gradient_conv5"] == pytest.approx(sum(norms) / 2, rel=1e-4)
-    assert row["seen_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert row.gradients["conv5"] == pytest.approx(sum(norms) / 2, rel=1e-4)
+    assert row.seen_loss == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
 def test_batch_statistics_are_those_of_the_batch_and_dropout_is_off() -> None:
     set_seed(0, epoch=0)
-    network = vgg11("relu", 0.5, "none")
+    network = tiny("relu", 0.5, "none", "fp32")
     images = split(12, 0).images
+    in_evaluation_mode = predict(network, images)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    without_dropout = vgg11("relu", 0, "none")
+    without_dropout = tiny("relu", 0, "none", "fp32")
     without_dropout.load_state_dict(network.state_dict())
     without_dropout.train()
     with torch.inference_mode():
@@ -302,34 +304,70 @@ def test_batch_statistics_are_those_of_the_batch_and_dropout_is_off() -> None:
     logits = predict_with_batch_statistics(network, images, batch_size=5)
     for index, row in expected.items():
         assert torch.equal(logits[index], row.double())
-    assert not torch.allclose(logits, predict(vgg11("relu", 0.5, "none"), images))
+    assert not torch.allclose(logits, in_evaluation_mode)
 
 
-def test_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
-    network = vgg11("relu", 0, "none")
+def described(**others: object) -> dict[str, Any]:
+    """Return the description of a training of the tiny network, as `train` writes it."""
+    data = {"per_class": 4, "pad": 2, "classes": [3, 5, 8], "scale": "none"}
+    variant = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9}
+    own = {"activation": "relu", "dropout": 0.5, "precision": "fp32"}
+    return {**data, **TINY, **variant, **own, **others}
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    network = tiny("relu", 0.5, "none", "fp32")
     path = tmp_path / "0.safetensors"
-    described = {"activation": "relu", "dropout": 0, "scale": "none", "precision": "fp32"}
-    save_weights(path, network, described)
+    save_weights(path, network, described())
     images = split(3, 0).images
     assert torch.equal(predict(load_network(path), images), predict(network, images))
     state = load_network(path).state_dict()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, state[name])
-    content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"\x80\x04pickle"):
-        path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"0\.safetensors"):
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: b"\x80\x04pickle"]
+)
+def test_damaged_weights_are_refused_by_name(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "0.safetensors"
+    save_weights(path, tiny("relu", 0.5, "none", "fp32"), described())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"0\.safetensors"):
+        load_network(path)
+
+
+OTHERS: dict[str, list[object]] = {
+    "activation": ["tanh", [], None],
+    "dropout": ["0.5", 2],
+    "scale": ["full"],
+    "precision": ["fp64", []],
+    "widths": [[8, "P"], [8, 8], None],
+    "hidden": [[16], [16, 16, 16], 16],
+    "pad": [18, "2"],
+    "batch_norm_momentum": [2],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in OTHERS.items() for value in values]
+)
+def test_weights_of_another_network_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    network = tiny("relu", 0.5, "none", "fp32")
+    lacking = {name: found for name, found in described().items() if name != key}
+    for description in (described(**{key: value}), lacking, {}):
+        save_weights(path, network, description)
+        with pytest.raises(InputError) as caught:
             load_network(path)
-    wrong: list[tuple[str, object]] = [
-        *[("activation", "tanh"), ("activation", []), ("dropout", "0.5"), ("dropout", 2)],
-        *[("scale", "full"), ("precision", "fp64")],
-    ]
-    for other in ({}, *(described | {key: value} for key, value in wrong)):
-        save_weights(path, network, other)
-        with pytest.raises(
-            InputError, match=r"0\.safetensors does not hold our network: .*dvc repro"
-        ):
-            load_network(path)
-    write_tensors(path, {"conv1.weight": np.zeros((64, 1, 3, 3), np.float32)}, described)
-    with pytest.raises(InputError, match=r"does not hold our network: .*dvc repro"):
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"{path}: does not hold our network ") and "`dvc repro`" in line
+
+
+def test_other_tensors_are_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    write_tensors(path, {"conv1.weight": np.zeros((8, 1, 3, 3), np.float32)}, described())
+    with pytest.raises(InputError, match=r"does not hold our network .*dvc repro"):
         load_network(path)

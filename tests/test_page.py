@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, copy_of
 
+pytestmark = pytest.mark.slow
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 VARIANTS = ["sgd", "adam"]
 CURVES = {"Test_accuracy", "Train_accuracy", "Test_loss", "metrics_curves_csv"}
@@ -79,16 +80,33 @@ def browse(page: Path) -> Page:
     return found
 
 
-@pytest.fixture
-def prepared(project: Project) -> Project:
-    """A finished project whose page is prepared."""
+@pytest.fixture(scope="module")
+def shown(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished project whose page is prepared and shown; look at it, do not change it."""
+    project = copy_of(finished, tmp_path_factory.mktemp("page"))
     project.run("python", "-m", "tools.page")
+    project.run("dvc", "plots", "show")
     return project
 
 
-def test_the_page_shows_every_chart_and_tells_the_story_in_order(prepared: Project) -> None:
-    prepared.run("dvc", "plots", "show")
-    page = browse(prepared.folder / "dvc_plots/index.html")
+@pytest.fixture
+def prepared(shown: Project, tmp_path: Path) -> Project:
+    """A copy of it, to change."""
+    return copy_of(shown, tmp_path)
+
+
+def changed(shown: Project, folder: Path, old: str, new: str) -> Path:
+    """Return a copy of the page in which the last occurrence of a text is another."""
+    shutil.copytree(shown.folder / "dvc_plots", folder / "dvc_plots")
+    page = folder / "dvc_plots/index.html"
+    before, found, after = page.read_text(encoding="utf-8").rpartition(old)
+    assert found
+    page.write_text(f"{before}{new}{after}", encoding="utf-8")
+    return page
+
+
+def test_the_page_shows_every_chart_and_tells_the_story_in_order(shown: Project) -> None:
+    page = browse(shown.folder / "dvc_plots/index.html")
     for chart in CURVES:
         assert page.marks[chart] == {"line": 2, "symbol": 4}  # variants; and epochs
         assert page.texts[chart] == VARIANTS
@@ -97,12 +115,12 @@ def test_the_page_shows_every_chart_and_tells_the_story_in_order(prepared: Proje
         assert page.texts[f"metrics_curves_{variant}_csv"] == ["train_accuracy", "test_accuracy"]
         assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 100
     assert {*page.marks} == CURVES | OF_VARIANT  # what is folded away is not drawn yet
-    figures = (prepared.folder / "metrics/figures").glob("*.png")
+    figures = (shown.folder / "metrics/figures").glob("*.png")
     assert len(page.images) == len([*figures]) > 0
     for source in page.images:
-        assert (prepared.folder / "dvc_plots" / source).is_file()
+        assert (shown.folder / "dvc_plots" / source).is_file()
     told = ["The variants beside each other", "Test_accuracy"]
-    told += ["The notebook's conclusions", "metrics_figures_claims_png"]
+    told += ["Training mode beside evaluation mode", "metrics_figures_modes_png"]
     told += ["Variant by variant", "metrics_curves_sgd_csv"]
     told += ["Which digit is taken for which", "metrics_confusion_sgd_csv"]
     told += ["Figures", "metrics_figures_accuracy_png"]
@@ -110,12 +128,11 @@ def test_the_page_shows_every_chart_and_tells_the_story_in_order(prepared: Proje
     assert [one for one in page.order if one in told] == told
 
 
-def test_what_dvc_adds_is_drawn_when_it_is_unfolded(prepared: Project) -> None:
-    prepared.run("dvc", "plots", "show")
-    page = prepared.folder / "dvc_plots/index.html"
-    text = page.read_text(encoding="utf-8").replace("<details>", "<details open>")
+def test_what_dvc_adds_is_drawn_when_it_is_unfolded(shown: Project, tmp_path: Path) -> None:
+    page = changed(shown, tmp_path, "<details>", "<details open>")
     # So much that the browser tells what is open before it gets there.
     late = f"<!--{'x' * 8_000_000}--><script>"
+    text = page.read_text(encoding="utf-8")
     page.write_text(late.join(text.rsplit("<script>", 1)), encoding="utf-8")
     assert browse(page).marks["metrics_selected_csv"] == {"line": 1, "symbol": 2}
 
@@ -136,11 +153,7 @@ def test_the_page_of_two_revisions_begins_with_their_comparison(prepared: Projec
         assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 200
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(prepared: Project) -> None:
-    prepared.run("dvc", "plots", "show")
-    page = prepared.folder / "dvc_plots/index.html"
-    # The browser's own window does not get as narrow.
-    text = page.read_text(encoding="utf-8").replace("<html ", '<html style="width: 390px" ', 1)
+def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Project, tmp_path: Path) -> None:
     measure = """<script>setTimeout(() => {
         const pictures = [...document.querySelectorAll("svg, img")];
         const edges = pictures.map(picture => picture.getBoundingClientRect().right);
@@ -148,7 +161,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(prepared: Project) -> None:
         told.textContent = `${edges.length} to ${Math.max(...edges)}`;
         document.body.append(told);
     }, 5000)</script></body>"""
-    page.write_text(measure.join(text.rsplit("</body>", 1)), encoding="utf-8")
+    page = changed(shown, tmp_path, "</body>", measure)
+    # The browser's own window does not get as narrow.
+    text = page.read_text(encoding="utf-8").replace("<html ", '<html style="width: 390px" ', 1)
+    page.write_text(text, encoding="utf-8")
     pictures, right = browse(page).order[-1].split(" to ")
     assert int(pictures) >= len(CURVES | OF_VARIANT)
     assert 300 < float(right) <= 390
@@ -165,8 +181,8 @@ def test_several_seeds_have_a_mean_and_a_band(prepared: Project) -> None:
         assert page.marks[chart] == {"area": 2, "line": 2, "symbol": 8}
 
 
-def test_what_the_page_would_fetch_is_an_error(tmp_path: Path, prepared: Project) -> None:
-    template = (prepared.folder / ".dvc/plots/page.html").read_text(encoding="utf-8")
+def test_what_the_page_would_fetch_is_an_error(shown: Project, tmp_path: Path) -> None:
+    template = (shown.folder / ".dvc/plots/page.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", template)
     fetching = '<script>fetch("https://example.org")</script>'
     (tmp_path / "page.html").write_text(template.replace("{plot_divs}", fetching), encoding="utf-8")

@@ -13,18 +13,44 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 
-from stages.lib.command import InputError
-from stages.lib.params import Params, load_params
-from tests.conftest import CHECKOUT
-from tools.smoke import read_params
+from stages.support.errors import InputError
+from stages.support.params import Params, load_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::ruamel.yaml.error.ReusedAnchorWarning")
 FUZZ = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
-REAL = (CHECKOUT / "params.yaml").read_text("utf-8")
-BARE = re.sub(r" *#.*", "", REAL)
+# Short, since a YAML parser in Python takes most of the time.
+VALID = """\
+# A comment.
+dataset: mnist
+variant: sgd
+seeds: [0]
+data: {per_class: 600, pad: 2, scale: none, classes: [3]}
+network:
+  batch_norm_momentum: 0.1
+  widths:
+  - 8
+  - M
+  hidden: [16]  # Another one.
+
+train: {epochs: 10, batch_size: 64, device: auto, precision: auto}
+variants:
+  sgd:
+    activation: relu
+    dropout: 0.5
+    optimizer: sgd
+    lr: 0.01
+    momentum: 0.9
+datasets:
+  mnist:
+    sources:
+    - torchvision:MNIST
+    sha256:
+      t10k-labels-idx1-ubyte: >-
+        65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+"""
 # What breaks a line, moves the cursor or cannot be encoded; and words from inside pydantic.
 UNFIT = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
@@ -93,25 +119,29 @@ LONG = [
     *(start + "x" * 5_000 for start in ("", *"A!*")),
 ]
 SPELT = [
-    *(r"(?<=epochs: )10", r"(?<=lr: )0.01", r"(?<=- )0", r"torchvision:MNIST", r"65a50c\w+"),
-    *(r"epochs(?=:)", r"(?<=  )sgd(?=:)", r"(?<!optimizer: )\badam\b", r"t10k-labels-idx1-ubyte"),
+    *(r"(?<=epochs: )10", r"(?<=lr: )0.01", r"(?<=- )M", r"torchvision:MNIST", r"65a50c\w+"),
+    *(r"(?<=optimizer: )sgd", r"epochs(?=:)", r"(?<=  )sgd(?=:)", r"t10k[^:]+"),
 ]
 
 
 @pytest.mark.parametrize("spelling", [*SPELLINGS, *LONG], ids=lambda text: ascii(text)[:20])
 def test_a_spelling_means_what_it_means_to_dvc_or_is_refused(path: Path, spelling: str) -> None:
     for place in SPELT:
-        refusal(path, re.sub(place, lambda _: spelling, BARE).encode())
+        content, count = re.subn(place, lambda _: spelling, VALID)
+        assert count
+        refusal(path, content.encode())
 
 
 STRINGS = st.text(max_size=8) | st.sampled_from(
     ["a\nb", "\r", "\x1b[31m", "\u2028", "\x85", "\ud800", "1e-05", "x" * 5_000]
 )
-NUMBERS = st.integers() | st.integers(0, 20) | st.floats() | st.floats(0, 1)
+# The tests flush denormal numbers to zero, as the stages do.
+FLOATS = st.floats(allow_subnormal=False) | st.floats(0, 1, allow_subnormal=False)
+NUMBERS = st.integers() | st.integers(0, 20) | FLOATS
 KEYS = STRINGS | NUMBERS | st.none() | st.booleans() | st.dates()
 HUGE = st.sampled_from([2**64, 10**400, -(10**400)])
 LIKELY = st.sampled_from(
-    ["adam", "sgd", "relu", "all", "auto", "none", "kmnist", 1, 3, 0.5, [2, 5]]
+    ["adam", "sgd", "relu", "all", "auto", "none", "kmnist", "M", [8, "M"], [], 1, 3, 0.5, [2, 5]]
 )
 VALUES = LIKELY | st.recursive(
     KEYS | HUGE | st.datetimes() | st.binary(max_size=3),
@@ -128,7 +158,7 @@ def places(value: Any, *place: Any) -> list[tuple[Any, ...]]:
     return [place, *(found for key, item in inner for found in places(item, *place, key))]
 
 
-PLACES = st.sampled_from(places(read_params(CHECKOUT))[1:])
+PLACES = st.sampled_from(places(yaml.safe_load(VALID))[1:])
 CHANGES = st.tuples(
     st.sampled_from(["replace", "replace", "delete", "add", "rename"]), PLACES, KEYS, VALUES
 )
@@ -156,13 +186,14 @@ def is_about(line: str, owner: str) -> bool:
     keys = [".".join(parts[: end + 1]) for end in range(len(parts))]
     keys.append(parts[0].removesuffix("s"))  # variants and variant, datasets and dataset
     keys.append(re.sub(r"optimizer$", "momentum", owner))
+    keys.append(re.sub(r"data.pad$", "network.widths", owner))
     return not owner or line.startswith((f"{owner}.", *(f"{key}: " for key in keys)))
 
 
-@settings(FUZZ, max_examples=350)
+@settings(FUZZ, max_examples=150)
 @given(changes=st.lists(CHANGES, min_size=1, max_size=2))
 def test_changed_values_are_valid_or_refused_by_their_keys(path: Path, changes: list[Any]) -> None:
-    tree = read_params(CHECKOUT)
+    tree = yaml.safe_load(VALID)
     owners = []
     for one in changes:
         with suppress(LookupError, TypeError):  # an earlier change took the place
@@ -175,10 +206,10 @@ def test_changed_values_are_valid_or_refused_by_their_keys(path: Path, changes: 
 CHARACTERS = st.characters() | st.sampled_from(" \t\n:-#[]{}&*!|>'\"%@`,?0123456789.e_")
 
 
-@settings(FUZZ, max_examples=350)
+@settings(FUZZ, max_examples=150)
 @given(st.data())
 def test_a_changed_text_is_valid_or_refused(path: Path, data: st.DataObject) -> None:
-    lines = data.draw(st.sampled_from([REAL, BARE])).splitlines(keepends=True)
+    lines = VALID.splitlines(keepends=True)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(lines) - 1))
         line, new = lines[at], data.draw(CHARACTERS)
@@ -195,7 +226,7 @@ DEEP = st.builds(
     st.sampled_from(["[", "{a: ", "- ", "? ", "!!set {", "&a [", "*a: "]),
     st.sampled_from(["", "1", "*a", "&a [*a]"]),
     st.sampled_from(["", "]", "}"]),
-    st.integers(1, 100) | st.just(600),
+    st.integers(1, 40) | st.just(300),  # 300 are too deep for the parser
 )
 PIECES = [*"[]{}:,&*!<>|-?#%@\"' \n\t", "---\n", "...\n", "a: ", "<<: ", "*a", "&a ", "\r\n"]
 PIECES += [f"{key}:\n  " for key in Params.model_fields] + SPELLINGS
@@ -206,25 +237,25 @@ BYTES = (
     st.binary(max_size=80)
     | YAMLS.map(str.encode)
     | st.builds(
-        lambda at, new: REAL.encode()[:at] + new + REAL.encode()[at + len(new) :],
-        st.integers(0, len(REAL)),
+        lambda at, new: VALID.encode()[:at] + new + VALID.encode()[at + len(new) :],
+        st.integers(0, len(VALID)),
         st.binary(min_size=1, max_size=3),
     )
     | st.builds(
-        lambda frame, end: frame.format(BARE).replace("\n", end).encode(),
+        lambda frame, end: frame.format(VALID).replace("\n", end).encode(),
         st.sampled_from(FRAMES),
         st.sampled_from(["\n", "\r\n", "\r", "\x85"]),
     )
-    | st.sampled_from(["utf-16", "utf-8-sig", "utf-32", "cp037"]).map(REAL.encode)
+    | st.sampled_from(["utf-16", "utf-8-sig", "utf-32", "cp037"]).map(VALID.encode)
     | st.builds(
-        lambda key, value: re.sub(rf"\b{key}:.*", lambda _: f"{key}: {value}", BARE).encode(),
+        lambda key, value: re.sub(rf"\b{key}:.*", lambda _: f"{key}: {value}", VALID).encode(),
         st.sampled_from([*Params.model_fields, "epochs", "lr", "sources", "pad"]),
         YAMLS,
     )
 )
 
 
-@settings(FUZZ, max_examples=300)
+@settings(FUZZ, max_examples=100)
 @given(BYTES)
 def test_any_bytes_are_valid_or_refused(path: Path, content: bytes) -> None:
     refusal(path, content)

@@ -1,59 +1,91 @@
-"""What is summed up of a variant, and what does not count as its result."""
+"""What is summed up of a variant, how a result is written and read, and what counts as none."""
 
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from stages.evaluate import require_agreement
-from stages.lib.command import InputError
-from stages.lib.evaluation import Score
-from stages.lib.files import Row, replacing, replacing_folder, write_csv
-from stages.lib.results import read_rows, require_exactly
-from stages.lib.summary import plus_minus, summarise
+from stages.evaluate import Evaluated, count_confusion, curve_rows, require_agreement
+from stages.learning.history import EpochRow
+from stages.learning.inference import Score
+from stages.reporting.summary import (
+    Summary,
+    mean_fall,
+    plus_minus,
+    summarise,
+    uncertainty,
+)
+from stages.reporting.tables import ConfusionRow, CurveRow
+from stages.support.atomic import replacing, replacing_folder, write_json
+from stages.support.errors import InputError
+from stages.support.tables import read_record, read_table, write_table
+from tests.conftest import Project
+from tools import table
 
 
-def history(*test_accuracies: float, loss: float = 0.25) -> list[dict[str, float]]:
+def history(*test_accuracies: float, loss: float = 0.25) -> list[EpochRow]:
     """Return the rows of a training with those test accuracies."""
     return [
-        {
-            "epoch": epoch,
-            "train_accuracy": 0.5,
-            "train_loss": 0.125,
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-        }
+        EpochRow.model_validate(
+            {
+                "epoch": epoch,
+                "train_accuracy": 0.5,
+                "train_loss": 0.125,
+                "test_accuracy": accuracy,
+                "test_loss": loss,
+                "seen_accuracy": 0.375,
+                "seen_loss": 0.5,
+                "gradient_conv1": 1 / epoch,
+                "gradient_linear1": 2 / epoch,
+            }
+        )
         for epoch, accuracy in enumerate(test_accuracies, start=1)
     ]
 
 
 def test_a_summary_is_the_mean_over_the_seeds() -> None:
-    summary = summarise([history(0.25, 1.0, 0.5), history(0.5, 0.25, 0.75)], [0.5, 1.0], 100)
-    assert summary == {
-        "test": {
-            "accuracy": 0.625,
-            "accuracy_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
-            "best_accuracy": 0.875,
-            "best_accuracy_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
-            "best_epoch": 2.5,
-            "accuracy_batch_statistics": 0.75,
-            "accuracy_batch_statistics_plus_minus": pytest.approx(0.5 / math.sqrt(2)),
-            "loss": 0.25,
-        },
-        "train": {"accuracy": 0.5, "loss": 0.125},
-        "oscillation": (0.75 + 0.5 + 0.25 + 0.5) / 4,
+    histories = [history(0.25, 1.0, 0.5), history(0.5, 0.25, 0.75, loss=0.75)]
+    assert summarise(histories) == Summary(
+        accuracy=0.625,
+        loss=0.5,
+        best=0.875,
+        best_epoch=2.5,
+        falls=(0.5 / 2 + 0.25 / 2) / 2,
+        train=0.5,
+    )
+    assert uncertainty(histories, [0.5, 1.0], 100).model_dump() == {
+        "accuracy_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
+        "best_plus_minus": pytest.approx(0.25 / math.sqrt(2)),
+        "batch_statistics": 0.75,
+        "batch_statistics_plus_minus": pytest.approx(0.5 / math.sqrt(2)),
         "epochs": 3,
         "seeds": 2,
     }
 
 
-def test_what_one_seed_or_one_epoch_cannot_tell_is_null() -> None:
-    summary = summarise([history(0.5, loss=math.nan)], [0.5], 100)
-    assert summary["oscillation"] is None
-    assert isinstance(summary["test"], dict)
-    assert summary["test"]["loss"] is None
-    assert summary["test"]["accuracy_plus_minus"] == plus_minus([0.5], 100)
-    assert summary["test"]["best_epoch"] == 1
+def test_what_one_seed_or_one_epoch_cannot_tell_is_null(tmp_path: Path) -> None:
+    diverged = [history(0.5, loss=math.nan)]
+    summary = summarise(diverged)
+    assert (summary.falls, summary.loss, summary.best_epoch) == (None, None, 1)
+    doubt = uncertainty(diverged, [0.25], 100)
+    assert doubt.accuracy_plus_minus == plus_minus([0.5], 100)
+    assert doubt.batch_statistics_plus_minus == plus_minus([0.25], 100)
+    write_json(tmp_path / "summary.json", summary.model_dump())
+    assert '"loss": null' in (tmp_path / "summary.json").read_text(encoding="utf-8")
+    assert read_record(tmp_path / "summary.json", Summary) == summary
+
+
+def test_the_first_of_several_best_epochs_counts() -> None:
+    assert summarise([history(0.5, 0.75, 0.25, 0.75)]).best_epoch == 2
+
+
+def test_a_rise_is_no_fall() -> None:
+    assert mean_fall([0.1, 0.5, 0.9]) == 0
+    assert mean_fall([0.5, 0.25, 0.75, 0.25]) == pytest.approx((0.25 + 0 + 0.5) / 3)
+    assert math.isnan(mean_fall([0.5]))
 
 
 def test_one_seeds_uncertainty_is_wilsons() -> None:
@@ -77,7 +109,7 @@ def test_one_seeds_uncertainty_is_wilsons() -> None:
 def test_weights_must_score_as_their_history_says(
     accuracy: float, loss: float, agrees: bool
 ) -> None:
-    last = {"test_accuracy": 0.9, "test_loss": 0.5}
+    (last,) = history(0.9, loss=0.5)
     found = Score(accuracy, loss)
     if agrees:
         require_agreement(found, last, Path("w"), Path("h"))
@@ -86,53 +118,136 @@ def test_weights_must_score_as_their_history_says(
             require_agreement(found, last, Path("w"), Path("h"))
 
 
-def test_a_diverged_training_agrees_with_itself() -> None:
-    last = {"test_accuracy": 0.1, "test_loss": math.nan}
-    require_agreement(Score(0.1, math.nan), last, Path("w"), Path("h"))
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_diverged_training_agrees_with_itself(loss: float) -> None:
+    (last,) = history(0.1, loss=loss)
+    require_agreement(Score(0.1, loss), last, Path("w"), Path("h"))
 
 
-def test_a_folder_must_hold_what_params_names(tmp_path: Path) -> None:
-    (tmp_path / "0.csv").touch()
-    (tmp_path / "9.csv.tmp").touch()
-    require_exactly(tmp_path, ["0.csv"], "")
-    with pytest.raises(InputError, match=r"1\.csv missing"):
-        require_exactly(tmp_path, ["0.csv", "1.csv"], "")
-    (tmp_path / "7.csv").touch()
-    with pytest.raises(InputError, match=r"7\.csv .*do this"):
-        require_exactly(tmp_path, ["0.csv"], "do this")
+def test_a_confusion_counts_every_pair_of_classes() -> None:
+    logits = torch.eye(10)[torch.tensor([3, 3, 5, 0])]
+    rows = count_confusion(logits, torch.tensor([3, 5, 5, 0]))
+    assert len(rows) == 100
+    counted = {(row["actual"], row["predicted"]): row["count"] for row in rows if row["count"]}
+    assert counted == {(3, 3): 1, (5, 3): 1, (5, 5): 1, (0, 0): 1}
+
+
+def test_curves_have_the_batch_statistics_of_the_last_epoch_alone(tmp_path: Path) -> None:
+    rows = history(0.25, 0.5)
+    one = Evaluated(7, rows, "bf16", Score(0.5, 0.25), 0.75, [])
+    write_table(tmp_path / "x.csv", curve_rows("adam", one))
+    first, last = read_table(tmp_path / "x.csv", CurveRow)
+    assert math.isnan(first.test_accuracy_batch_statistics)
+    assert last.test_accuracy_batch_statistics == 0.75
+    assert (last.variant, last.seed, last.precision) == ("adam", 7, "bf16")
+    assert last.gradients == rows[1].gradients == {"conv1": 0.5, "linear1": 1.0}
 
 
 def test_rows_come_back_to_the_bit(tmp_path: Path) -> None:
-    rows: list[Row] = [
-        {"variant": "adam", "epoch": 1, "loss": 1 / 3},
-        {"variant": "adam", "epoch": 2, "loss": 1e-300},
-    ]
-    write_csv(tmp_path / "x.csv", rows)
-    assert read_rows(tmp_path / "x.csv", ["epoch", "loss"]) == rows
+    rows = history(1 / 3, 1e-300, loss=math.inf)
+    write_table(tmp_path / "x.csv", [row.model_dump() for row in rows])
+    assert read_table(tmp_path / "x.csv", EpochRow) == rows
+
+
+HEADER = b"variant,seed,actual,predicted,count\n"
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"a,b\n", b"\xff\xfe\x00", b"a,b\n1\n", b"a\n1,2\n", b"b\n1\n", b"a\nx\n"]
+    ("content", "reason"),
+    [
+        (b"", "no rows"),
+        (HEADER, "no rows"),
+        (b"\xff\xfe\x00", "can't decode"),
+        (HEADER + b"sgd,0,3\n", "predicted: "),
+        (HEADER + b"sgd,0,3,5,1,9\n", "a row is longer than the header"),
+        (b"variant,seed,actual,predicted\nsgd,0,3,5\n", "count: Field required"),
+        (HEADER + b"sgd,0,3,5,x\n", "count: Input should be a valid integer"),
+        (HEADER + b'sgd,0,3,5,"1\n', "unexpected end of data"),
+        (None, "No such file"),
+    ],
 )
-def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.csv"):
-        read_rows(tmp_path / "x.csv", ["a"])
+def test_a_file_that_is_no_table_is_named(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"x\.csv: .*{reason}.*; `dvc repro` makes it anew"):
+        read_table(tmp_path / "x.csv", ConfusionRow)
+
+
+@pytest.mark.parametrize(("epoch", "gradient"), [("1", "steep"), ("first", "0.5")])
+def test_a_value_of_another_type_is_named_with_its_column(
+    tmp_path: Path, epoch: str, gradient: str
+) -> None:
+    row = history(0.5)[0].model_dump() | {"epoch": epoch, "gradient_conv1": gradient}
+    write_table(tmp_path / "x.csv", [row])
+    column = "epoch" if epoch == "first" else "gradient_conv1"
+    with pytest.raises(InputError, match=rf"x\.csv: {column}: "):
+        read_table(tmp_path / "x.csv", EpochRow)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ("", "Invalid JSON"),
+        ("[1]", ""),
+        ('{"accuracy": 0.5}', "loss: Field required"),
+        ('{"accuracy": "high"}', "accuracy: Input should be a valid number"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"x\.json: .*{reason}.*; `dvc repro` makes it anew"):
+        read_record(tmp_path / "x.json", Summary)
+
+
+def test_a_number_that_json_lacks_is_not_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"loss": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": math.nan})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"loss": 0.5}
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path, folder = tmp_path / "file", tmp_path / "folder"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     folder.mkdir()
-    (folder / "file").write_text("old")
+    (folder / "file").write_text("old", encoding="utf-8")
     with pytest.raises(InputError, match="was not written: full"), replacing(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("half", encoding="utf-8")
         raise OSError("full")
     with (
         pytest.raises(InputError, match="was not written: full"),
         replacing_folder(folder) as temporary,
     ):
-        (temporary / "file").write_text("half")
+        (temporary / "file").write_text("half", encoding="utf-8")
         raise OSError("full")
-    assert path.read_text() == (folder / "file").read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
+    assert (folder / "file").read_text(encoding="utf-8") == "old"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_readme_is_held_to_what_make_table_prints(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(sys, "argv", ["table"])
+    table.main()
+    printed = capsys.readouterr().out
+    assert [line.split()[1] for line in printed.splitlines()[2:4]] == ["sgd", "adam"]
+    readme = project.folder / "README.md"
+    monkeypatch.setattr(sys, "argv", ["table", "--check"])
+    with pytest.raises(InputError, match=r"README\.md lacks the row \| sgd "):
+        table.main()
+    readme.write_text(f"# Results\n\n{printed}", encoding="utf-8")
+    # A plain clone has no timings, and another machine others.
+    (project.folder / "metrics/timing/adam/0.csv").unlink()
+    table.main()
+    (adam,) = (line for line in printed.splitlines() if line.startswith("| adam "))
+    readme.write_text(printed.replace(adam, adam.replace("±", "+-", 1)), encoding="utf-8")
+    with pytest.raises(InputError, match=r"README\.md lacks the row \| adam "):
+        table.main()

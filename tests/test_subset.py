@@ -1,8 +1,6 @@
 """The subset: which images are kept, in which order, and how they are padded."""
 
-import os
-import subprocess
-import sys
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,19 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stages.lib.command import InputError
-from stages.lib.idx import parse
-from stages.lib.subset import SPLITS, choose, load_split
-from tests.conftest import CHECKOUT
-from tools.smoke import read_params, write_params
+from stages import subset
+from stages.learning.idx import parse
+from stages.learning.split import SPLITS, load_split
+from stages.subset import PREFIX, choose
+from stages.support.errors import InputError
+from tests.conftest import CHECKOUT, idx
+from tools.copies import plain_params, write_params
 
-PREFIX = {"train": "train", "test": "t10k"}
 Bytes = npt.NDArray[np.uint8]
-
-
-def idx(values: Bytes) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return bytes((0, 0, 8, values.ndim)) + sizes + values.tobytes()
+RAW, SUBSET = Path("data/raw"), Path("data/subset")
 
 
 def random_split(seed: int, height: int, width: int) -> tuple[Bytes, Bytes]:
@@ -53,7 +48,7 @@ def plainly_padded(image: Sequence[Sequence[int]], pad: int) -> list[list[int]]:
     return [*edge, *([0] * pad + list(row) + [0] * pad for row in image), *edge]
 
 
-@pytest.mark.parametrize("pad", [2, 5])
+@pytest.mark.parametrize("pad", [0, 2, 5])
 @pytest.mark.parametrize("per_class", [1, 3, "all"])
 @pytest.mark.parametrize("classes", [tuple(range(10)), (7, 2), (9, 0, 4), (5,)])
 def test_the_subset_is_what_a_plain_walk_through_the_file_keeps(
@@ -131,76 +126,98 @@ def test_the_file_name_decides_what_must_be_in_it_and_not_its_folder() -> None:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """A folder with params.yaml and a small data/raw/, where the command can run."""
-    keep(tmp_path, per_class=2, classes=[4, 1])
-    (tmp_path / "data" / "raw").mkdir(parents=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with params.yaml and a small data/raw/."""
+    monkeypatch.chdir(tmp_path)
+    keep(per_class=2, classes=[4, 1])
+    RAW.mkdir(parents=True)
     for seed, prefix in enumerate(PREFIX.values()):
         images, labels = random_split(seed, height=28, width=28)
-        (tmp_path / f"data/raw/{prefix}-images-idx3-ubyte").write_bytes(idx(images))
-        (tmp_path / f"data/raw/{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+        (RAW / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (RAW / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
     return tmp_path
 
 
-def keep(folder: Path, **data: object) -> None:
-    """Write the real params.yaml with other values of `data`."""
-    params = read_params(CHECKOUT)
-    params["data"] |= data
-    write_params(folder, params)
-
-
-def run_subset(work: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "stages.subset", "data/raw", "data/subset"],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-    )
+def keep(**data: object) -> None:
+    """Write params.yaml into the current folder, with other values of `data`."""
+    params = plain_params(CHECKOUT)
+    params["data"] |= {"pad": 2, **data}
+    params["network"]["widths"] = [8]  # fits images of any size
+    params["dataset"] = "small"
+    params["datasets"]["small"] = {"sources": ["data/small"]}
+    write_params(Path(), params)
 
 
 def below(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")
-        if ".locks" not in path.parts
     }
 
 
-def test_the_command_writes_both_splits_and_the_same_bytes_each_time(work: Path) -> None:
-    assert run_subset(work).returncode == 0
-    once = below(work / "data" / "subset")
+@pytest.mark.usefixtures("work")
+def test_the_stage_writes_both_splits_and_the_same_bytes_each_time() -> None:
+    subset.main(RAW, SUBSET)
+    once = below(SUBSET)
     assert once.keys() == {f"{name}.safetensors" for name in SPLITS}
     for seed, name in enumerate(SPLITS):
         images, labels = random_split(seed, height=28, width=28)
         expected = choose(name, images, labels, (4, 1), 2, pad=2)
-        written = load_split(work / "data" / "subset", name)
+        written = load_split(SUBSET, name)
         for field, values in vars(expected).items():
             assert (getattr(written, field) == values).all()
-    assert run_subset(work).returncode == 0
-    assert below(work / "data" / "subset") == once
+    subset.main(RAW, SUBSET)
+    assert below(SUBSET) == once
 
 
-def fails_with(work: Path, reason: str) -> None:
+@pytest.mark.usefixtures("work")
+def test_what_is_kept_and_how_it_is_padded_are_parameters() -> None:
+    keep(per_class="all", classes=[9], pad=0)
+    subset.main(RAW, SUBSET)
+    images, labels = random_split(1, height=28, width=28)
+    assert (load_split(SUBSET, "test").images[:, 0] == images[labels == 9]).all()
+
+
+def require_refusal(work: Path, reason: str) -> None:
     before = below(work)
-    finished = run_subset(work)
-    assert finished.returncode == 1
-    assert finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
-    assert reason in finished.stderr
+    with pytest.raises((InputError, FileNotFoundError), match=reason):
+        subset.main(RAW, SUBSET)
     assert below(work) == before
 
 
-def test_the_command_asked_for_too_many_says_so_and_writes_nothing(work: Path) -> None:
-    keep(work, per_class=10)
-    fails_with(work, "params.yaml: data.per_class: 10: the train split has only ")
+def test_to_ask_for_too_many_is_told_and_writes_nothing(work: Path) -> None:
+    keep(per_class=10)
+    require_refusal(work, r"params\.yaml: data\.per_class: 10: the train split has only ")
 
 
-def test_the_command_names_a_truncated_file_and_writes_nothing(work: Path) -> None:
-    name = "data/raw/t10k-images-idx3-ubyte"
-    (work / name).write_bytes((work / name).read_bytes()[:-1])
-    fails_with(work, f"{name} is not whole")
+def test_a_truncated_file_is_named_and_nothing_written(work: Path) -> None:
+    path = RAW / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    require_refusal(work, f"^{path} is not whole")
 
 
-def test_the_command_names_a_missing_file_and_writes_nothing(work: Path) -> None:
-    (work / "data/raw/train-labels-idx1-ubyte").unlink()
-    fails_with(work, "data/raw/train-labels-idx1-ubyte")
+def test_a_file_with_another_digest_than_params_yaml_is_named_and_nothing_written(
+    work: Path,
+) -> None:
+    path = RAW / "train-images-idx3-ubyte"
+    params = plain_params(Path())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    params["datasets"]["small"]["sha256"] = {path.name: digest}
+    write_params(Path(), params)
+    subset.main(RAW, Path("data/whole"))
+    content = bytearray(path.read_bytes())
+    content[3000:3006] = bytes(6)
+    path.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    require_refusal(work, f"^{path}: has SHA-256 {found}, params.yaml wants {digest}; ")
+
+
+def test_a_missing_file_is_named_and_nothing_written(work: Path) -> None:
+    (RAW / "train-labels-idx1-ubyte").unlink()
+    require_refusal(work, "data/raw/train-labels-idx1-ubyte")
+
+
+def test_the_old_subset_stays_where_a_new_one_cannot_be_made(work: Path) -> None:
+    subset.main(RAW, SUBSET)
+    (RAW / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    require_refusal(work, "t10k-labels-idx1-ubyte is not an IDX file")

@@ -20,16 +20,20 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from stages.lib import checkpoints, machine
-from stages.lib.command import InputError, run
-from stages.lib.device import choose_precision
-from stages.lib.device import prepare as prepare_device
-from stages.lib.evaluation import predict
-from stages.lib.network import vgg11
-from stages.lib.params import Variant
-from stages.lib.training import make_optimizer
-from stages.train import CHECKPOINTS
-from tools.smoke import copy_checkout, read_params, write_params
+from stages.learning.device import choose_precision, set_up_device
+from stages.learning.inference import predict
+from stages.learning.loop import make_optimizer
+from stages.learning.network import vgg
+from stages.support import checkpoints, machine
+from stages.support.errors import InputError, told
+from stages.support.params import Variant, load_params
+from tools.copies import (
+    copy_checkout,
+    own_environment,
+    plain_params,
+    save_every_epoch,
+    write_params,
+)
 
 KILLS = 40
 SEED = 0
@@ -61,7 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "disturbed")
         prepare(undisturbed)
-        if subprocess.run(["dvc", "repro"], cwd=undisturbed, check=False).returncode:
+        if subprocess.run(
+            ["dvc", "repro"], cwd=undisturbed, check=False, env=own_environment()
+        ).returncode:
             raise InputError("`dvc repro` fails even undisturbed; see above")
 
         def begin() -> Path:
@@ -77,13 +83,16 @@ def main() -> None:
 def prepare(checkout: Path, source: Path | None = None) -> None:
     """Copy this checkout, with a small configuration; the data may come from a folder."""
     copy_checkout(Path.cwd(), checkout)
-    params = read_params(checkout)
+    params = plain_params(checkout)
     params["data"]["per_class"] = 10
     params["train"]["epochs"] = 3
-    params["variants"] = {name: params["variants"][name] for name in ("sgd", "adam")}
+    names = [*params["variants"]][:2]
+    params["variants"] = {name: params["variants"][name] for name in names}
+    params["variant"] = names[-1]
     if source:
         params["datasets"][params["dataset"]]["sources"] = [str(source)]
     write_params(checkout, params)
+    save_every_epoch(checkout)
 
 
 def digests(checkout: Path) -> dict[str, str]:
@@ -92,7 +101,7 @@ def digests(checkout: Path) -> dict[str, str]:
     return {
         str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.is_file() and "timing" not in path.parts
+        if path.is_file() and "timing" not in path.parts and path.name != ".gitignore"
     }
 
 
@@ -161,6 +170,7 @@ def attempt(
     process = subprocess.Popen(
         ["dvc", "repro"],
         cwd=checkout,
+        env=own_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -243,18 +253,17 @@ def cost_of_saving() -> str:
 
     Measured on blocks of steps, with a checkpoint saved meanwhile and without, in turns.
     """
-    prepare_device("cpu")
-    precision = choose_precision("auto", torch.device("cpu"))
-    network = vgg11("relu", 0.5, "none", precision).train()
+    precision = choose_precision("auto", set_up_device("cpu"))
+    network = vgg(load_params().network, 32, "relu", 0.5, "none", precision).train()
     adam = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
     optimizer = make_optimizer(network, adam)
     images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (64,))
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    CHECKPOINTS.mkdir(exist_ok=True)  # on the disk that trainings use
-    with tempfile.TemporaryDirectory(suffix=".tmp", dir=CHECKPOINTS) as folder:
+    checkpoints.CHECKPOINTS.mkdir(exist_ok=True)  # on the disk that trainings use
+    with tempfile.TemporaryDirectory(suffix=".tmp", dir=checkpoints.CHECKPOINTS) as folder:
         path = Path(folder, "checkpoint")
-        with checkpoints.saving(path, {}, network, optimizer) as save:
+        with checkpoints.saving(path, {}, 2 * TURNS, network, optimizer, 0) as save:
             for turn in range(2 * TURNS + 1):
                 started = time.perf_counter()
                 if turn % 2:
@@ -280,4 +289,5 @@ def cost_of_saving() -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from vl_convert import javascript_bundle
 
-from stages.lib.command import run
-from stages.lib.files import replacing
+from stages.support.atomic import replacing
+from stages.support.errors import told
 
 PAGE = Path(".dvc/plots/page.html")
 
@@ -24,4 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

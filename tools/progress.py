@@ -1,32 +1,30 @@
 """Print how far each training is, from the checkpoints, which grow while it runs."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from stages.lib.command import InputError, run
-from stages.lib.params import load_params
-from stages.lib.subset import load_split
-from stages.lib.summary import plus_minus
+from stages.learning.split import load_split
+from stages.reporting.summary import plus_minus
+from stages.support.errors import InputError, told
+from stages.support.params import load_params
 
-CHECKPOINTS = Path(".checkpoints")  # as in stages.train, which takes seconds to import
 SUBSET = Path("data/subset")
 
 
 def main() -> None:
-    """Print a line per variant and seed: the epochs saved, the test accuracy after each."""
+    """Print a line per variant and seed: the epochs saved, and the test accuracy after each."""
+    # Not imported from stages.support.checkpoints, since that imports torch, which takes seconds.
+    checkpoints = Path(".checkpoints")
     params = load_params()
     width = max(map(len, params.variants))
     for variant in params.variants:
         for seed in params.seeds:
-            wanted = {
-                **params.variants[variant].model_dump(),
-                **params.data.model_dump(mode="json"),
-            }
-            wanted |= {"dataset": params.dataset, "batch_size": params.train.batch_size}
-            rows = read_rows(CHECKPOINTS / variant / f"{seed}.safetensors", wanted)
+            checkpoint = checkpoints / variant / f"{seed}.safetensors"
+            rows = saved_rows(checkpoint, params.training(variant, seed))
             after = " ".join(f"{row['test_accuracy']:.4f}" for row in rows)
             done = f"{len(rows):2} of {params.train.epochs} epochs"
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())
@@ -36,19 +34,20 @@ def main() -> None:
         print(f"{widest}: the 95 % binomial interval of an accuracy on {images:,} test images")
 
 
-def read_rows(checkpoint: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what was learned with the parameters `wanted`, a row per epoch; reads no tensors."""
+def saved_rows(checkpoint: Path, training: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Return what a checkpoint of this training has learned, a row per epoch; reads no tensors."""
     if not checkpoint.exists():
         return []
     try:
         with safe_open(checkpoint, "numpy") as file:
             description = json.loads(file.metadata()["description"])
         rows: list[dict[str, Any]] = description["rows"]
-        same = wanted == {key: description["fingerprint"].get(key) for key in wanted}
+        same = training == {key: description["fingerprint"].get(key) for key in training}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{checkpoint} is not a checkpoint ({error}); remove it") from None
     return rows if same else []
 
 
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

@@ -1,88 +1,112 @@
 """Print README's table of results, in Markdown, from the metrics and the timings."""
 
-import json
+import argparse
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from stages.lib.command import InputError, run
-from stages.lib.files import Row
-from stages.lib.params import load_params
-from stages.lib.results import read_rows
+from pydantic import BaseModel, ConfigDict
 
+from stages.reporting.summary import Summary, Uncertainty
+from stages.support.errors import InputError, told
+from stages.support.params import load_params
+from stages.support.tables import read_record, read_table
+
+README = Path("README.md")
 COLUMNS = (
     "variant",
     "test accuracy",
     "best test accuracy",
-    "with batch statistics",
+    "batch statistics",
     "train accuracy",
-    "oscillation",
+    "mean fall",
     "seconds per epoch",
 )
 
 
+class Timing(BaseModel):
+    """How long an epoch took, and where: a row of metrics/timing."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, str]
+
+    seconds: float
+
+
 def main() -> None:
+    """Print the table, or check that README has it."""
+    parser = argparse.ArgumentParser("python -m tools.table", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="only check that README has all but the seconds"
+    )
+    if parser.parse_args().check:
+        require_in_readme()
+    else:
+        print_table()
+
+
+def print_table() -> None:
     """Print README's table of results: a row per variant, and where it ran."""
     params = load_params()
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     places = set()
-    for variant in params.variants:
-        summary = read_summary(Path(f"metrics/summary/{variant}.json"))
+    for variant, start in row_starts():
         timings = [
             row
             for seed in params.seeds
             if (path := Path(f"metrics/timing/{variant}/{seed}.csv")).exists()  # or in DVC's cache
-            for row in read_rows(path, ["seconds"])
+            for row in read_table(path, Timing)
         ]
-        places |= {describe(row) for row in timings}
-        seconds = [float(row["seconds"]) for row in timings]
+        places |= {describe(row.__pydantic_extra__) for row in timings}
+        seconds = [row.seconds for row in timings]
         median = f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`"
-        print("| " + " | ".join((variant, *cells(summary), median)) + " |")
-    one = "1 seed; ± reaches the farther end of the 95 % binomial interval"
+        print(f"{start} {median} |")
+    one = "1 seed; ± is half the width of the 95 % binomial interval (the longer side)"
     several = f"{len(params.seeds)} seeds; ± is the standard deviation over them"
     seeds = several if params.seeds[1:] else one
-    print(f"\nAfter {summary['epochs']} epochs, {seeds}; seconds are the median epoch.", end="")
+    print(f"\nAfter {params.train.epochs} epochs, {seeds}; seconds are the median epoch.", end="")
     print("".join(f" Ran on {place}." for place in sorted(places)))
 
 
-def cells(summary: dict[str, Any]) -> tuple[str, ...]:
-    """Return what the table says of a variant's summary, in the order of its columns."""
-    test = summary["test"]
-    return (
-        in_words(test, "accuracy"),
-        f"{in_words(test, 'best_accuracy')} (epoch {test['best_epoch']:.3g})",
-        in_words(test, "accuracy_batch_statistics"),
-        f"{summary['train']['accuracy']:.4f}",
-        "" if summary["oscillation"] is None else f"{summary['oscillation']:.4f}",
-    )
+def require_in_readme() -> None:
+    """Check that README shows the metrics of every variant.
+
+    Raises:
+        InputError: README shows others.
+    """
+    lines = README.read_text(encoding="utf-8").splitlines()
+    for _, start in row_starts():
+        if not any(line.startswith(start) for line in lines):
+            raise InputError(f"{README} lacks the row {start} ...: put in what `make table` prints")
 
 
-def in_words(test: dict[str, float], name: str) -> str:
-    """Return an accuracy with its uncertainty."""
-    return f"{test[name]:.4f} ± {test[f'{name}_plus_minus']:.4f}"
+def row_starts() -> Iterator[tuple[str, str]]:
+    """Yield each variant, and its row of the table but for the seconds."""
+    for variant in load_params().variants:
+        summary = read_record(Path(f"metrics/summary/{variant}.json"), Summary)
+        doubt = read_record(Path(f"metrics/uncertainty/{variant}.json"), Uncertainty)
+        cells = (
+            variant,
+            f"{summary.accuracy:.4f} ± {doubt.accuracy_plus_minus:.4f}",
+            f"{summary.best:.4f} ± {doubt.best_plus_minus:.4f} (epoch {summary.best_epoch:.3g})",
+            f"{doubt.batch_statistics:.4f} ± {doubt.batch_statistics_plus_minus:.4f}",
+            f"{summary.train:.4f}",
+            "" if summary.falls is None else f"{summary.falls:.4f}",
+        )
+        yield variant, "| " + " | ".join(cells) + " |"
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return what `evaluate` found out of a variant."""
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: {error}; `dvc repro` makes it anew") from None
-    return summary
-
-
-def describe(row: Row) -> str:
+def describe(place: dict[str, str]) -> str:
     """Return in words where an epoch ran."""
-    processor = row["processor"] or "a processor without a name"
-    precision = row.get("precision", "fp32")  # the only one there was, before it was recorded
-    kind = f"{row['machine']} {row.get('instructions', '')}".rstrip()
     return (
-        f"{processor} ({kind}), {row['cores']} cores, {row['threads']} threads, "
-        f"{precision} on {row['device']}, {row['system']}, Python {row['python']}, "
-        f"NumPy {row['numpy']}, torch {row['torch']}, torchvision {row['torchvision']}"
+        f"{place['processor'] or 'a processor without a name'} ({place['machine']} "
+        f"{place['instructions']}), {place['cores']} cores, {place['threads']} threads, "
+        f"{place['precision']} on {place['device']}, {place['system']}, Python {place['python']}, "
+        f"NumPy {place['numpy']}, torch {place['torch']}, torchvision {place['torchvision']}"
     )
 
 
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

@@ -1,36 +1,103 @@
 """Make one DVC experiment per variant, named as it: `dvc metrics diff sgd adam` compares two."""
 
 import subprocess
+from collections.abc import Iterable
+from pathlib import Path
 
-from stages.lib.command import InputError, run
-from stages.lib.params import load_params
+from stages.support.errors import InputError, told
+from stages.support.git import experiments, git
+from stages.support.params import load_params
+
+# What an experiment of this tool changes. One that changes more is somebody's own.
+CHANGED = {
+    "params.yaml",
+    "dvc.lock",
+    *(f"metrics/selected.{end}" for end in ("json", "csv", "yaml")),
+}
 
 
 def main() -> None:
     """Make one DVC experiment per variant, in which only `select` runs."""
     variants = load_params().variants
-    untracked = subprocess.check_output(
-        ["git", "ls-files", "--others", "--exclude-standard", "metrics"], text=True
-    ).splitlines()
-    if untracked:  # they would be missing in the folder that --temp makes
-        raise InputError(
-            f"{', '.join(untracked)}: not in git yet; `git add metrics dvc.lock` first"
-        )
-    # An experiment of that name from another commit would make the name ambiguous, or be shown.
-    references = subprocess.check_output(
-        ["git", "for-each-ref", "--format=%(refname)", "refs/exps"], text=True
-    ).split()
-    for reference in references:
-        if reference.count("/") == 4 and reference.rpartition("/")[2] in variants:
-            subprocess.run(["git", "update-ref", "-d", reference], check=True)
+    require_a_usable_repository()
+    require_free_names(variants)
+    replaced = experiments(variants)
+    for reference, name in replaced.items():
+        changed = set(git("diff", "--name-only", "--relative", f"{reference}^", reference).split())
+        if not changed <= CHANGED:
+            raise InputError(
+                f"the experiment {name} ({reference}) is not one of this tool: it changes "
+                f"{', '.join(sorted(changed - CHANGED)[:3])}; `dvc exp rename {name} OTHER` keeps "
+                f"it under another name, `dvc exp remove {name}` removes it"
+            )
+    # An experiment of this name from another commit would make the name ambiguous, or be shown.
+    for reference in replaced:
+        subprocess.run(["git", "update-ref", "-d", reference], check=True)
     for variant in variants:
         # --temp leaves the work tree alone; without --single-item, --force would train again.
         command = ["dvc", "exp", "run", "--temp", "--force", "--single-item", "--name", variant]
         command += ["--set-param", f"variant={variant}", "select"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
+    if missing := set(variants) - set(experiments(variants).values()):
+        raise InputError(f"dvc made no experiment {', '.join(sorted(missing))}, and gave no reason")
     print(f"dvc metrics diff, plots diff and params diff now take any two of {', '.join(variants)}")
 
 
+def require_a_usable_repository() -> None:
+    """Check what DVC needs of a repository to make experiments in it.
+
+    Raises:
+        InputError: something is missing; DVC itself would fail without a reason, or not at all.
+    """
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        raise InputError(
+            "this is a shallow clone, and DVC keeps no experiment in one: `git fetch --unshallow`"
+        )
+    if not str(Path.cwd()).isascii():
+        raise InputError(
+            f"{Path.cwd()}: DVC makes no experiment in a folder whose path is not ASCII: move the "
+            "checkout, or clone it elsewhere"
+        )
+    config = Path(git("rev-parse", "--git-path", "config"))
+    for number, line in enumerate(config.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.isascii():
+            raise InputError(
+                f"{config}, line {number}: {line.strip()}: DVC makes no experiment where this file "
+                "is not ASCII: move the value into your own settings with `git config --global`, "
+                "and take it out of here with `git config --unset`"
+            )
+    untracked = git("ls-files", "--others", "--exclude-standard", "metrics").splitlines()
+    if untracked:  # They would be missing in the folder that --temp makes.
+        raise InputError(
+            f"{', '.join(untracked)}: not in git yet; `git add metrics dvc.lock params.yaml` and "
+            "`git commit` first"
+        )
+
+
+def require_free_names(variants: Iterable[str]) -> None:
+    """Check that no variant's name means a commit already: git's meaning would win over DVC's.
+
+    Raises:
+        InputError: names the variant, and what to do.
+    """
+    renaming = {
+        "heads": "branch {0}: rename it with `git branch --move {0} OTHER`",
+        "tags": "tag {0}: rename it with `git tag OTHER {0}` and `git tag --delete {0}`",
+    }
+    for variant in variants:
+        if not git("rev-parse", "--verify", "--quiet", f"{variant}^{{commit}}"):
+            continue
+        owner = "commit {0}: git takes the name for one; add to it"
+        for kind, words in renaming.items():
+            if git("rev-parse", "--verify", "--quiet", f"refs/{kind}/{variant}"):
+                owner = words
+        raise InputError(
+            f"variants.{variant}: `dvc metrics diff` would take the name for the "
+            f"{owner.format(variant)}, or rename the variant in params.yaml"
+        )
+
+
 if __name__ == "__main__":
-    run(main)
+    with told():
+        main()

@@ -1,0 +1,112 @@
+"""The one entry: `python -m stages STAGE ...` runs a stage, `python -m stages` lists them."""
+
+import argparse
+import ast
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TextIO
+
+from stages.support.digests import STAGES, code_at_start, edited_code
+from stages.support.errors import InputError, told
+from stages.support.locks import sole_run
+
+NAMES = ("download", "subset", "train", "evaluate", "compare", "select", "promote")
+PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Run the stage that the command line names, or list the stages."""
+    listing = "\n".join(f"  {name:10}{_summary(STAGES / f'{name}.py')}" for name in NAMES)
+    parser = argparse.ArgumentParser(
+        "python -m stages",
+        description="Run one stage of dvc.yaml, with the arguments that stand there.",
+        epilog=f"stages:\n{listing}\n\n`python -m stages STAGE --help` explains its arguments.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=NAMES, metavar="STAGE")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    if not sys.argv[1:]:
+        parser.print_help()
+        return
+    command = parser.parse_args()
+
+    code_at_start()
+    stage = import_module(f"stages.{command.stage}").main
+    arguments = vars(parser_of(command.stage, stage).parse_args(command.arguments))
+    # Two trainings may run at once, but not one twice: variant and seed count, the rest does not.
+    key = [str(value) for value in arguments.values() if isinstance(value, str | int)]
+    with sole_run("-".join([command.stage, *key])):
+        params = PARAMS.read_bytes() if PARAMS.exists() else b""
+        stage(**arguments)
+        # DVC records code and parameters as it finds them after the run, so it would take the
+        # results for those of the edited ones. A training takes long; it compares by itself the
+        # parameters that concern it.
+        changed = edited_code()
+        if command.stage != "train" and PARAMS.read_bytes() != params:
+            changed.append(str(PARAMS))
+        if changed:
+            raise InputError(f"{', '.join(changed)} changed while this ran: run it again")
+
+
+def _summary(module: Path) -> str:
+    """Return the first line of a module's docstring, without importing the module."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def parser_of(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
+    """Return a parser for a stage's parameters: those with a default are options."""
+    parser = argparse.ArgumentParser(
+        f"python -m stages {name}",
+        description=inspect.getdoc(stage),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for parameter in inspect.signature(stage).parameters.values():
+        if parameter.default is parameter.empty:
+            parser.add_argument(parameter.name, type=parameter.annotation)
+        else:
+            option = f"--{parameter.name.replace('_', '-')}"
+            # As text, argparse gives the default its type.
+            parser.add_argument(option, type=parameter.annotation, default=str(parameter.default))
+    return parser
+
+
+class _Lasting:
+    """A stream that outlives its terminal: what nobody can read any more is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, if it can still be written."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if it can still be written."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> object:
+        """Be the stream in all else."""
+        return getattr(self._stream, name)
+
+
+def _outlive_the_terminal() -> None:
+    """Let no closed terminal, closed stream, or character that a stream lacks stop a stage."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        stream.reconfigure(errors="replace")
+        setattr(sys, name, _Lasting(stream))
+
+
+if __name__ == "__main__":
+    _outlive_the_terminal()
+    with told():
+        main()

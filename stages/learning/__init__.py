@@ -1,0 +1,1 @@
+"""What decides numbers: an edit in this folder makes `train` and `evaluate` run again."""

@@ -1,0 +1,44 @@
+"""Short digests of files, and of the code that this process runs."""
+
+import hashlib
+import sys
+from functools import cache
+from pathlib import Path
+
+STAGES = Path(__file__).parents[1]
+UNRECORDED = ("stages/support/", "stages/__main__.py")  # no stage depends on these
+
+
+def short_sha256(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def code_at_start() -> dict[str, str]:
+    """Return the digest of every module that a stage may depend on, by its path.
+
+    The digests are those of the first call. `stages.__main__` makes it before it imports a stage,
+    so they describe the code that the process runs, even if a file is edited later.
+    """
+    modules = sorted(STAGES.glob("**/*.py"))
+    return {name: short_sha256(path) for path in modules if (name := _name(path))}
+
+
+def edited_code() -> list[str]:
+    """Return the modules that were edited or removed since this process imported them."""
+    loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    paths = {name: STAGES.parent / name for name in code_at_start()}
+    return [
+        name
+        for name, digest in code_at_start().items()
+        if str(paths[name]) in loaded
+        and not (paths[name].is_file() and short_sha256(paths[name]) == digest)
+    ]
+
+
+def _name(path: Path) -> str:
+    """Return the path within the repository; empty for what no stage depends on."""
+    name = path.relative_to(STAGES.parent).as_posix()
+    # An editor may keep a dangling link beside an unsaved file.
+    return "" if name.startswith(UNRECORDED) or not path.is_file() else name

@@ -1,0 +1,104 @@
+"""Errors for the person who must act, and signals: a message instead of a traceback."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from stages.support.cache import damaged_object
+
+GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
+# PyTorch has an exception class for this on GPUs only. Elsewhere it raises a plain RuntimeError.
+OUT_OF_MEMORY = (
+    "out of memory|not enough memory|allocate memory|bad_alloc|"
+    "ALLOC_FAILED|ALLOCATION_FAILED|Invalid buffer size"
+)
+
+
+class InputError(Exception):
+    """Something that the user can mend. The message says what was found where, and what to do."""
+
+
+# The remedies stand here, so that better words train nothing again.
+def unusable(path: Path, reason: object) -> InputError:
+    """Return the error about a result that is missing, damaged or of another kind.
+
+    Where DVC's own copy is damaged, DVC would put the damaged bytes back again and again.
+    """
+    if copy := damaged_object(path):
+        remedy = f"DVC's copy is damaged too: `rm -f {copy} {path}`, then `dvc repro`"
+    else:
+        remedy = "`dvc repro` makes it anew"
+    return InputError(f"{path}: {reason}; {remedy}")
+
+
+def misplaced(reason: str) -> InputError:
+    """Return the error about results that are whole, but not those that belong there."""
+    return InputError(f"{reason}; `dvc checkout --force` restores them, or `dvc repro` makes them")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the process with a message, not a traceback, for what is no defect of the program.
+
+    The exit code is 1 after an `InputError`, an `OSError` or a lack of memory, 130 after SIGINT and
+    143 after SIGTERM. Enter this before slow imports, so that it covers them too.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's `command &` has it
+            signal.signal(number, _stop)
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        sys.exit(f"error: out of memory; {GOES_ON}")
+
+
+class _Postponed:
+    """Whether a signal has to wait, and the number of one that does."""
+
+    waits = False
+    number = 0
+
+
+def postpone_signals() -> None:
+    """Let the next signal wait until `obey_signals`, so that short work can end and be saved.
+
+    A second signal ends the process at once, here as always.
+    """
+    _Postponed.waits = True
+
+
+def signal_waits() -> bool:
+    """Tell whether a signal has come that waits for `obey_signals`."""
+    return _Postponed.number != 0
+
+
+def obey_signals() -> None:
+    """Obey the signal that waits, if there is one, and from now on each as it comes."""
+    _Postponed.waits, number, _Postponed.number = False, _Postponed.number, 0
+    if number:
+        sys.exit(128 + number)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    # A second signal ends the process at once, whatever is left behind.
+    for again in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(again) is _stop:
+            signal.signal(again, signal.SIG_DFL)
+    # Not print: the signal may have interrupted a print, which cannot be entered again.
+    when = "after this epoch, which is then saved; " if _Postponed.waits else ""
+    name = signal.Signals(number).name
+    with suppress(OSError):  # Nobody may be left to read it, and a signal is obeyed all the same.
+        os.write(2, f"\nstopped by {name}; {when}{GOES_ON}\n".encode())
+    if _Postponed.waits:
+        _Postponed.number = number
+    else:
+        sys.exit(128 + number)

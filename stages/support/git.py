@@ -1,0 +1,45 @@
+"""What git knows, also of DVC's experiments."""
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def experiments(names: Iterable[str]) -> dict[str, str]:
+    """Return the git references of the experiments with these names, and the name of each.
+
+    DVC keeps an experiment of commit C as refs/exps/C[:2]/C[2:]/NAME.
+    """
+    wanted = set(names)
+    listed = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    found = {reference: reference.rpartition("/")[2] for reference in listed}
+    return {ref: name for ref, name in found.items() if name in wanted and ref.count("/") == 4}
+
+
+def outdated(names: Iterable[str], summaries: Path) -> list[str]:
+    """Return which of these experiments hold other metrics than the summaries now have.
+
+    DVC resolves a name to an experiment without asking how old it is, so `dvc metrics diff` would
+    show old numbers. In a copy that `dvc exp run --temp` works in, nothing is outdated.
+    """
+    if any(folder.name == ".dvc" for folder in Path.cwd().parents):
+        return []
+    return sorted(
+        {
+            name
+            for reference, name in experiments(names).items()
+            if git("show", f"{reference}:./metrics/selected.json")
+            != (summaries / f"{name}.json").read_text(encoding="utf-8").strip()
+        }
+    )
+
+
+def git(*arguments: str) -> str:
+    """Return what a git command prints; an empty text if it fails, or if git is not there."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

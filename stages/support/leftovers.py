@@ -1,0 +1,52 @@
+"""Results of variants and seeds that params.yaml no longer names."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.support.cache import cached, md5_of
+from stages.support.git import git
+
+SEED, VARIANT = r"\d+", r"[a-z0-9][a-z0-9_-]*"  # the names of results in a folder
+
+
+def remove_leftovers(folder: Path, scheme: str, suffix: str, named: Iterable[object]) -> None:
+    """Remove the results in a folder that belong to nothing in params.yaml, and say so.
+
+    DVC leaves the files of a deleted seed or variant in place, and counts them as part of the
+    folder. A file is removed only if its bytes can be had again, from git or from DVC's cache. Any
+    other stays where it is, and nothing reads it. So does a file that is not named as a result.
+
+    Args:
+        folder: with a result for each seed, or for each variant.
+        scheme: a regular expression for the names of results.
+        suffix: of the results.
+        named: the seeds or variants of params.yaml.
+    """
+    wanted = {f"{name}{suffix}" for name in named}
+    found = {file.name: file for file in folder.glob("*") if file.is_file()}
+    for name in sorted(found.keys() - wanted):
+        if not re.fullmatch(scheme + re.escape(suffix), name):
+            continue
+        if _is_in_git(found[name]) or _is_in_dvcs_cache(found[name]):
+            found[name].unlink()
+            print(f"{found[name]}: removed, params.yaml no longer names it", flush=True)
+        else:
+            print(
+                f"{found[name]}: ignored, params.yaml does not name it; left there, since neither "
+                "git nor DVC's cache has it",
+                flush=True,
+            )
+
+
+def _is_in_git(file: Path) -> bool:
+    """Tell whether the last commit has the file as it is."""
+    committed = git("rev-parse", "--verify", "--quiet", f"HEAD:./{file.as_posix()}")
+    return committed != "" and committed == git("hash-object", "--", str(file))
+
+
+def _is_in_dvcs_cache(file: Path) -> bool:
+    """Tell whether DVC's cache has the file as it is: an object may be damaged."""
+    md5 = md5_of(file)
+    copy = cached(md5)
+    return copy is not None and md5_of(copy) == md5

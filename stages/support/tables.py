@@ -1,0 +1,65 @@
+"""Tables and records as files: CSV and JSON, checked when they are read."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from stages.support.atomic import replacing
+from stages.support.errors import unusable
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write `rows` under the first row's keys. A float's text reads back as the same float."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path, kind: type[Row]) -> list[Row]:
+    """Return the rows of a CSV file with a header, each as a `kind`, whose fields are the columns.
+
+    Raises:
+        InputError: the file is missing, empty, no table, or has wrong columns or values.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            read = list(csv.DictReader(file, strict=True))
+        if any(None in row for row in read):
+            raise csv.Error("a row is longer than the header")
+        rows = [kind.model_validate_strings(row) for row in read]
+    except ValidationError as error:
+        reason = _first_of(error)
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error, TypeError) as error:
+        reason = str(error)
+    else:
+        if rows:
+            return rows
+        reason = "no rows"
+    raise unusable(path, reason)
+
+
+def read_record(path: Path, kind: type[Row]) -> Row:
+    """Return the content of a JSON file as a `kind`.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or has wrong keys or values.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = _first_of(error)
+    except FileNotFoundError as error:
+        reason = str(error)
+    raise unusable(path, reason)
+
+
+def _first_of(error: ValidationError) -> str:
+    """Return the first thing that is wrong: where, and what."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))

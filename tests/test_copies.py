@@ -1,0 +1,138 @@
+"""The suite and the tools, run by a hook or by `git rebase --exec`: the user's repository is safe.
+
+Git then exports variables such as GIT_DIR, and a git or dvc in a copy would obey them.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHECKOUT, Project
+from tools.copies import copy_checkout, own_environment
+
+# A dvc that does at once the harm which the real one can do, in whichever repository git shows it.
+DVC = """#!/bin/sh
+git rev-parse --absolute-git-dir >> "$SEEN" &&
+git config --local test.harm done && git add --all &&
+git commit --quiet --allow-empty --message harm
+"""
+# Whatever starts git or dvc in a copy.
+TOOLS = """
+import signal, sys, tempfile
+from pathlib import Path
+from bench.pipeline import make_repository
+from tools import faults, smoke
+smoke.main()
+with tempfile.TemporaryDirectory() as folder:
+    Path(folder, "faults").mkdir()
+    faults.prepare(Path(folder, "faults"))
+    faults.attempt(Path(folder, "faults"), 0, 0, signal.SIGKILL)
+    Path(folder, "bench").mkdir()
+    make_repository(Path(folder, "bench"), {})
+"""
+
+
+class Outer:
+    """A user's repository of this checkout, with a linked worktree in which the user works."""
+
+    def __init__(self, folder: Path) -> None:
+        self.main, self.linked = folder / "main", folder / "linked"
+        self.main.mkdir()
+        copy_checkout(CHECKOUT, self.main)
+        self.git("add", "--all")
+        for message in ("first", "second"):
+            self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        self.git("worktree", "add", "--quiet", "-b", "mine", str(self.linked))
+
+    def git(self, *arguments: str, folder: Path | None = None) -> str:
+        """Return what a git command prints."""
+        command = ["git", *arguments]
+        return subprocess.check_output(command, cwd=folder or self.main, text=True)
+
+    def state(self) -> list[str]:
+        """Return what a stray command could change."""
+        everything = [(self.main / ".git/config").read_text(encoding="utf-8")]
+        for folder in (self.main, self.linked):
+            for command in ("for-each-ref", "log --all", "ls-files --stage", "status --porcelain"):
+                everything.append(self.git(*command.split(), folder=folder))
+        return everything
+
+
+@pytest.fixture
+def outer(tmp_path: Path) -> Outer:
+    """A user's repository."""
+    return Outer(tmp_path)
+
+
+def test_a_project_is_a_repository_of_its_own(new_project: Callable[[], Project]) -> None:
+    project = new_project()
+    assert project.run("git", "rev-parse", "--show-toplevel").strip() == str(project.folder)
+    assert len(project.run("git", "log", "--all", "--oneline").splitlines()) == 1
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_what_binds_git_to_a_repository_is_no_part_of_a_copys_environment(
+    monkeypatch: pytest.MonkeyPatch, outer: Outer, tmp_path: Path
+) -> None:
+    before = outer.state()
+    foreign = {
+        "GIT_DIR": str(outer.main / ".git"),
+        "GIT_WORK_TREE": str(outer.main),
+        "GIT_INDEX_FILE": str(outer.main / ".git/index"),
+    }
+    with monkeypatch.context() as patch:
+        for name, value in foreign.items():
+            patch.setenv(name, value)
+        assert own_environment() == {k: v for k, v in os.environ.items() if k not in foreign}
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        copy_checkout(CHECKOUT, copy)
+    assert (copy / ".git/HEAD").exists()
+    assert (copy / "dvc.yaml").read_bytes() == (CHECKOUT / "dvc.yaml").read_bytes()
+    assert outer.state() == before
+
+
+@pytest.mark.slow
+def test_a_hook_that_runs_the_suite_leaves_the_repository_alone(
+    outer: Outer, tmp_path: Path
+) -> None:
+    remote, hook = tmp_path / "remote", outer.main / ".git/hooks/pre-push"
+    outer.git("init", "--quiet", "--bare", str(remote))
+    test = f"tests/test_copies.py::{test_a_project_is_a_repository_of_its_own.__name__}"
+    pytest_here = f"'{sys.executable}' -m pytest -q -n 0 -p no:cacheprovider"
+    hook.write_text(
+        "#!/bin/sh\n"
+        f"env > '{tmp_path}/exported'\n"
+        f"exec {pytest_here} --basetemp='{tmp_path}/inner' {test} > '{tmp_path}/told' 2>&1\n",
+        encoding="utf-8",
+    )
+    hook.chmod(0o755)
+    before = outer.state()
+    outer.git("push", "--quiet", str(remote), "mine", folder=outer.linked)
+    assert "1 passed" in (tmp_path / "told").read_text(encoding="utf-8")
+    assert f"GIT_DIR={outer.main}/.git/worktrees/linked" in (tmp_path / "exported").read_text()
+    assert outer.state() == before
+
+
+@pytest.mark.slow
+def test_a_rebase_that_runs_the_tools_leaves_the_repository_alone(
+    outer: Outer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/dvc").write_text(DVC, encoding="utf-8")
+    (tmp_path / "bin/dvc").chmod(0o755)
+    (tmp_path / "all_tools.py").write_text(TOOLS, encoding="utf-8")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("PYTHONPATH", str(outer.linked))
+    before = outer.state()
+    command = f"'{sys.executable}' -B '{tmp_path}/all_tools.py'"
+    outer.git("rebase", "--quiet", "--exec", command, "HEAD^", folder=outer.linked)
+    seen = (tmp_path / "seen").read_text(encoding="utf-8").splitlines()
+    assert len(seen) == 4  # smoke: two; faults, bench
+    assert not [folder for folder in seen if str(outer.main) in folder]
+    assert outer.state() == before

@@ -1,0 +1,69 @@
+"""Copies of this checkout with parameters of their own, for tools and tests."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+# A VGG11 in small, with 10,002 weights instead of 28,148,362: an epoch on a few images takes
+# milliseconds.
+TINY = {
+    "batch_norm_momentum": 0.1,
+    "widths": [8, "M", 8, "M", 8, 8, "M", 16, 16, "M", 16, 16, "M"],
+    "hidden": [16, 16],
+}
+
+
+def copy_checkout(checkout: Path, copy: Path) -> None:
+    """Copy what git tracks or would track, without results, into a new git repository."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.check_output(listed, cwd=checkout, text=True, env=own_environment())
+    for name in filter(None, names.split("\0")):
+        is_result = name == "dvc.lock" or name.startswith("metrics/")
+        if not is_result and (checkout / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkout / name, copy / name)
+    init = ["git", "init", "--quiet", "--initial-branch=main"]
+    subprocess.run(init, cwd=copy, check=True, env=own_environment())
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment for git and dvc in a repository that is not the user's.
+
+    Git exports GIT_DIR and more to hooks and to `git rebase --exec`. With them, a command in a copy
+    would work on the user's own repository.
+    """
+    foreign = _git_variables()
+    return {name: value for name, value in os.environ.items() if name not in foreign}
+
+
+@cache
+def _git_variables() -> frozenset[str]:
+    """Return the names of the variables that bind git to one repository."""
+    printed = subprocess.check_output(["git", "rev-parse", "--local-env-vars"], text=True)
+    return frozenset(printed.split())
+
+
+def plain_params(checkout: Path) -> dict[str, Any]:
+    """Return params.yaml as plain values, read as DVC reads it."""
+    params: dict[str, Any] = YAML(typ="safe").load(checkout / "params.yaml")
+    return params
+
+
+def write_params(checkout: Path, params: Mapping[str, Any]) -> None:
+    """Write params.yaml from plain values, as DVC writes it."""
+    YAML().dump(params, checkout / "params.yaml")
+
+
+def save_every_epoch(checkout: Path) -> None:
+    """Let the trainings of a copy save every epoch, which are too short there to be saved each."""
+    pipeline = checkout / "dvc.yaml"
+    command = "python -m stages train "
+    text = pipeline.read_text(encoding="utf-8")
+    assert command in text
+    pipeline.write_text(text.replace(command, f"{command}--costs-between-saves 0 "), "utf-8")
