@@ -1,0 +1,95 @@
+"""A replicate's two files: its table, and the record of where the table came from."""
+
+import csv
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stages.learning.history import EpochRow
+from stages.support.atomic import write_json
+from stages.support.digests import short_sha256
+from stages.support.errors import InputError
+from stages.support.tables import write_table
+
+CHECKOUT = Path(__file__).parents[1]
+TABLES = Path("evidence/tables")
+# What decides a table, and so has to be as the commit has it.
+CODE = ("stages", "evidence/*.py", "params.yaml", "pyproject.toml")
+
+
+class Record(BaseModel):
+    """Where a table came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    commit: str  # of the checkout
+    learning: str  # `learning_digest`
+    training: dict[str, Any]  # `Params.training`, the number of epochs, the precision
+    images: dict[str, str]  # short SHA-256 of each split's file
+    ran_on: dict[str, str | int]  # machine, threads and versions
+    table: str = ""  # short SHA-256 of the table, which `write` puts in
+
+
+def learning_digest() -> str:
+    """Return the SHA-256 of stages/learning: each module's path, length and content, by path."""
+    digest, folder = hashlib.sha256(), CHECKOUT / "stages/learning"
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def clean_commit() -> str:
+    """Return the commit of the checkout.
+
+    Raises:
+        InputError: the code differs from the commit, or there is no git repository.
+    """
+    if changed := git("status", "--porcelain", "--", *CODE):
+        names = ", ".join(line[3:] for line in changed.splitlines())
+        raise InputError(f"{names}: not as committed; commit it, or undo the change")
+    return git("rev-parse", "HEAD").strip()
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints about the checkout."""
+    # A hook exports these, and they may name another repository.
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
+    command = ["git", "-C", str(CHECKOUT), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def write(table: Path, rows: Sequence[Mapping[str, object]], record: Record) -> None:
+    """Write a table, and then its record beside it, with the table's digest."""
+    write_table(table, rows)
+    record = record.model_copy(update={"table": short_sha256(table)})
+    write_json(table.with_suffix(".json"), record.model_dump())
+
+
+def read(table: Path) -> tuple[Record, list[EpochRow]] | None:
+    """Return a table with its record; None if one of the two is missing.
+
+    Raises:
+        InputError: one is damaged, or they do not belong together.
+    """
+    if not (table.exists() and table.with_suffix(".json").exists()):
+        return None
+    try:
+        record = Record.model_validate_json(table.with_suffix(".json").read_bytes())
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [EpochRow.model_validate_strings(row) for row in csv.DictReader(file)]
+    except ValidationError as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{table} or its record is damaged: {what:.200}") from None
+    if record.table != short_sha256(table):
+        raise InputError(f"{table} is not the table that its record describes")
+    return record, rows
