@@ -52,10 +52,12 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def split() -> Images:
-    """Return random images and labels, of one batch."""
+    """Return images and labels that can be learned, of one batch."""
     set_seed(0, epoch=0)
-    images = torch.randint(0, 256, (20, 1, 32, 32), dtype=torch.uint8)
-    return Images(images, torch.arange(20) % 10)
+    labels = torch.arange(40) % 10
+    brightness = 10 + 25 * labels[:, None, None, None]
+    images = torch.randint(0, 256, (40, 1, 32, 32)) * brightness // 256
+    return Images(images.to(torch.uint8), labels)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -79,14 +81,15 @@ def test_every_contender_learns_what_the_notebooks_loop_does(name: str) -> None:
         set_seed(0, epoch=0)  # decides the first weights
         train, evaluate = cast(Any, CONTENDERS[name](data))
         _, before = evaluate()
-        for _ in range(5):  # with more, Adam makes much of other rounding
+        for _ in range(10):  # in more steps, Adam makes much of another rounding
             train()
         _, after = evaluate()
         return before, after
 
     (before, after), (expected_before, expected_after) = losses(name), losses("notebook")
     assert before == pytest.approx(expected_before, rel=1e-4)
-    assert after - before == pytest.approx(expected_after - expected_before, rel=0.1)
+    rel = 0.2 if "bf16" in name else 0.1
+    assert after - before == pytest.approx(expected_after - expected_before, rel=rel)
 
 
 def test_operations_are_those_of_the_notebooks_layers() -> None:
@@ -110,7 +113,7 @@ def test_a_worker_measures_and_its_death_is_told() -> None:
     ended = pytest.raises(InputError, match="process that measures has ended, one of: peak fp32")
     with ended, workers.running(("peak fp32", 20, 1)) as (worker,):
         [[train, evaluate]] = workers.in_turns([worker], rounds=1)
-        assert train > evaluate > 0
+        assert train > 10 * evaluate > 0  # five large products, and nothing
         assert workers.ask("memory", worker) >= workers.ask("before", worker) > [10**8]
         [process] = multiprocessing.active_children()
         process.kill()

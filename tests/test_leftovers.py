@@ -147,10 +147,12 @@ def test_what_nobody_names_is_not_read(inside: Project) -> None:
 
 def test_what_editors_and_file_browsers_leave_changes_nothing(inside: Project) -> None:
     before = inside.digests()
-    for folder in (MODELS, SUMMARIES, Path("metrics/curves"), Path("metrics/history/adam")):
+    data = Path("data/raw"), Path("data/subset")
+    results = MODELS, SUMMARIES, Path("metrics/curves"), Path("metrics/history/adam")
+    for folder in (*data, *results):
         (folder / ".DS_Store").touch()
         (folder / ".ipynb_checkpoints").mkdir()
-        for file in [*folder.glob("*.*")]:
+        for file in [*folder.glob("[a-z0-9]*")]:
             if file.is_file():
                 (folder / ".ipynb_checkpoints" / file.name).write_bytes(file.read_bytes())
                 (folder / f"{file.name}~").touch()

@@ -27,7 +27,7 @@ import os, time
 fsync = os.fsync
 os.fsync = lambda file: (time.sleep(0.2), fsync(file))[1]
 """
-EPOCHS = 60
+EPOCHS = 40
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(slurm.unavailable()), reason=slurm.unavailable()),
