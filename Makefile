@@ -61,7 +61,7 @@ variants: .venv/.stamp  ## one DVC experiment per variant, for `dvc metrics diff
 table: .venv/.stamp  ## print README's table of results
 	python -m tools.table
 
-smoke: .venv/.stamp  ## the real pipeline on a tiny configuration, in a temporary copy
+smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: about a minute
 	python -m tools.smoke
 
 faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, compare the bytes

@@ -7,7 +7,6 @@ import re
 import selectors
 import shutil
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
@@ -18,15 +17,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from stages.learning.device import choose_precision, set_up_device
-from stages.learning.inference import predict
-from stages.learning.loop import make_optimizer
-from stages.learning.network import vgg
-from stages.support import checkpoints, machine
+from stages.support import machine
 from stages.support.errors import InputError, told
-from stages.support.params import Variant, load_params
 from tools.copies import (
     copy_checkout,
     own_environment,
@@ -46,7 +39,6 @@ DVCS = re.compile(r"(?:^|/)\.[\w-]{22}\.tmp$")
 IN_PLACE = re.compile(
     r"(\.dvc/tmp/rwlock)'(?:\.| format)|'\./(dvc\.lock)' (?:is invalid|validation)"
 )
-STEPS, TURNS = 12, 7  # of the measurement of what saving costs
 
 
 @dataclass
@@ -77,7 +69,6 @@ def main() -> None:
 
         tally = disturb(begin, digests(undisturbed), KILLS, STAGES)
     print(report(tally, (time.monotonic() - started) / 60))
-    print(cost_of_saving())
 
 
 def prepare(checkout: Path, source: Path | None = None) -> None:
@@ -246,46 +237,6 @@ def report(tally: Tally, minutes: float) -> str:
         f"Epochs trained: {tally.epochs}, of which again: 0.",
     ]
     return "\n".join(lines)
-
-
-def cost_of_saving() -> str:
-    """Return in words what saving costs a training with Adam, whose state is the largest.
-
-    Measured on blocks of steps, with a checkpoint saved meanwhile and without, in turns.
-    """
-    precision = choose_precision("auto", set_up_device("cpu"))
-    network = vgg(load_params().network, 32, "relu", 0.5, "none", precision).train()
-    adam = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
-    optimizer = make_optimizer(network, adam)
-    images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (64,))
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    checkpoints.CHECKPOINTS.mkdir(exist_ok=True)  # on the disk that trainings use
-    with tempfile.TemporaryDirectory(suffix=".tmp", dir=checkpoints.CHECKPOINTS) as folder:
-        path = Path(folder, "checkpoint")
-        with checkpoints.saving(path, {}, 2 * TURNS, network, optimizer, 0) as save:
-            for turn in range(2 * TURNS + 1):
-                started = time.perf_counter()
-                if turn % 2:
-                    save(checkpoints.Progress(), f"block {turn} of {2 * TURNS}")
-                for _ in range(STEPS):
-                    optimizer.zero_grad()
-                    torch.autograd.backward(cross_entropy(network(images), labels))
-                    optimizer.step()
-                if turn:  # the first one warms up
-                    seconds[turn % 2 == 1].append(time.perf_counter() - started)
-        size = path.stat().st_size / 1e6
-    without, with_saving = (statistics.median(seconds[saved]) for saved in (False, True))
-    started = time.perf_counter()
-    predict(network, images.repeat(20, 1, 1, 1))
-    # Of 6,000 images in 94 steps, and the evaluation of both splits.
-    epoch = 94 * without / STEPS + 12_000 / (20 * 64) * (time.perf_counter() - started)
-    return (
-        f"A checkpoint of Adam ({size:.0f} MB) saved while {STEPS} steps of 64 images are trained "
-        f"in {precision}: "
-        f"{with_saving:.2f} s instead of {without:.2f} s (medians of {TURNS}, in turns), which is "
-        f"{(with_saving - without) / epoch:.1%} of an epoch's {epoch:.0f} s."
-    )
 
 
 if __name__ == "__main__":
