@@ -113,6 +113,9 @@ def new_place(tmp_path_factory: pytest.TempPathFactory) -> NewPlace:
             "sgd": {**network, "optimizer": "sgd", "lr": RATE, "momentum": 0.9},
             "plain": {**network, "optimizer": "sgd", "lr": RATE, "momentum": 0},
         }
+        params["variant"], params["seeds"] = "plain", [0]
+        params["datasets"] = {name: {"sources": ["data"]} for name in ("mnist", "kmnist")}
+        params["dataset"] = "mnist"
         write_params(place.folder, params)
         shutil.copytree(subset, place.folder / "data/subset")
         return place

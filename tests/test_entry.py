@@ -38,6 +38,7 @@ Entry = Callable[..., tuple[object, str, str]]
 @pytest.fixture
 def entry(
     handlers: None,
+    finished: Project,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -46,7 +47,7 @@ def entry(
 
     The function returns the exit code, stdout and stderr.
     """
-    shutil.copy(CHECKOUT / "params.yaml", tmp_path)
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[object, str, str]:

@@ -33,6 +33,7 @@ from evidence.statements import (
     STATEMENTS,
     VARIANTS,
     Block,
+    fall_once_learning,
 )
 from evidence.verdicts import judge_predictions, judge_statements, outcome, read_blocks
 from evidence.verdicts import main as write_verdicts
@@ -64,10 +65,18 @@ def one_thread_and_quick_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the working folder: the real params.yaml on a small network, and a small subset."""
     values = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
-    values["network"] |= {"widths": [4, "M", 8, "M"], "hidden": [8]}
+    values["network"] = {"batch_norm_momentum": 0.1, "widths": [4, "M", 8, "M"], "hidden": [8]}
     values["train"] |= {"epochs": 3, "batch_size": BATCH, "device": "cpu", "precision": "fp32"}
-    values["data"] |= {"pad": 0, "classes": [0, 1, 2]}
-    values["seeds"] = [SEED]
+    values["data"] = {"per_class": 600, "pad": 0, "scale": "none", "classes": [0, 1, 2]}
+    relu, sigmoid = ({"activation": kind, "dropout": 0.5} for kind in ("relu", "sigmoid"))
+    adam = {"optimizer": "adam", "lr": 0.001}
+    values["variants"] = {
+        "sgd": relu | {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9},
+        "adam": relu | adam,
+        "sigmoid": sigmoid | adam,
+        "sigmoid-nodropout": sigmoid | adam | {"dropout": 0},
+    }
+    values["variant"], values["seeds"] = "sgd", [SEED]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), PER_CLASS)
@@ -523,10 +532,12 @@ def test_without_a_gap_there_is_nothing_to_explain() -> None:
 
 def test_the_statistics_of_a_curve() -> None:
     curve = [10.0, 20, 15, 35, 30, 30, 40, 50, 20, 60]
+    change = sum(abs(after - before) for before, after in pairwise(curve)) / 9
     assert [each.statistic(curve) for each in STATEMENTS.values()] == pytest.approx(
-        [31, 40 / 9, 130 / 3, 40 / 9, 35, 31, 40 / 9]
-        + [sum(abs(after - before) for before, after in pairwise(curve)) / 9] * 2
+        [31, 40 / 9, 130 / 3, 40 / 9, 35, 31, 40 / 9, change, 35 / 6, change]
     )
+    assert math.isnan(fall_once_learning([10, 15, 30]))
+    assert math.isnan(fall_once_learning([10, 15, 20]))
 
 
 # What is committed.

@@ -179,8 +179,9 @@ class Command:
         while self.process.poll() is None:
             process = psutil.Process(self.process.pid)
             for one in (process, *process.children(recursive=True)):
-                if one.status() == psutil.STATUS_STOPPED:
-                    return one
+                with suppress(psutil.NoSuchProcess):  # some end meanwhile
+                    if one.status() == psutil.STATUS_STOPPED:
+                        return one
             time.sleep(0.02)
         self.end()
         pytest.fail(f"ended instead of stopping:\n{self.output}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -350,6 +351,17 @@ def test_progress_of_none_and_of_no_checkpoint(
     (project.folder / ".checkpoints/sgd/0.safetensors").write_text("none", encoding="utf-8")
     with pytest.raises(InputError, match="is not a checkpoint"):
         lines_of_progress(project, capsys)
+
+
+def test_progress_knows_what_is_finished_although_no_checkpoint_is_there(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_checkpoints = lines_of_progress(project, capsys)
+    shutil.rmtree(project.folder / ".checkpoints")
+    assert lines_of_progress(project, capsys) == with_checkpoints
+    with project.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.5
+    assert "seed 0   0 of 2 epochs" in lines_of_progress(project, capsys)[0]
 
 
 def test_progress_names_a_damaged_subset(

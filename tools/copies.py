@@ -60,6 +60,14 @@ def write_params(checkout: Path, params: Mapping[str, Any]) -> None:
     YAML().dump(params, checkout / "params.yaml")
 
 
+def commit_all(checkout: Path) -> None:
+    """Commit a copy as it is, so that experiments can be made in it."""
+    author = {"GIT_AUTHOR_NAME": "copy", "GIT_AUTHOR_EMAIL": "copy@localhost"}
+    author |= {name.replace("AUTHOR", "COMMITTER"): value for name, value in author.items()}
+    for command in (["add", "--all"], ["commit", "--quiet", "--message", "a copy"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True, env=own_environment() | author)
+
+
 def save_every_epoch(checkout: Path) -> None:
     """Let the trainings of a copy save every epoch, which are too short there to be saved each."""
     pipeline = checkout / "dvc.yaml"

@@ -1,4 +1,4 @@
-"""Print how far each training is, from the checkpoints, which grow while it runs."""
+"""Print how far each training is: from its checkpoint, which grows, or from its results."""
 
 import json
 from collections.abc import Mapping
@@ -7,26 +7,25 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from stages.learning.history import EpochRow
 from stages.learning.split import load_split
 from stages.reporting.summary import plus_minus
 from stages.support.errors import InputError, told
 from stages.support.params import load_params
+from stages.support.tables import read_table
 
 SUBSET = Path("data/subset")
 
 
 def main() -> None:
-    """Print a line per variant and seed: the epochs saved, and the test accuracy after each."""
-    # Not imported from stages.support.checkpoints, since that imports torch, which takes seconds.
-    checkpoints = Path(".checkpoints")
+    """Print a line per variant and seed: the epochs so far, and the test accuracy after each."""
     params = load_params()
     width = max(map(len, params.variants))
     for variant in params.variants:
         for seed in params.seeds:
-            checkpoint = checkpoints / variant / f"{seed}.safetensors"
-            rows = saved_rows(checkpoint, params.training(variant, seed))
-            after = " ".join(f"{row['test_accuracy']:.4f}" for row in rows)
-            done = f"{len(rows):2} of {params.train.epochs} epochs"
+            curve = test_accuracies(variant, seed, params.training(variant, seed))
+            done = f"{len(curve):2} of {params.train.epochs} epochs"
+            after = " ".join(f"{accuracy:.4f}" for accuracy in curve)
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())
     if SUBSET.exists():
         images = len(load_split(SUBSET, "test").labels)
@@ -34,18 +33,41 @@ def main() -> None:
         print(f"{widest}: the 95 % binomial interval of an accuracy on {images:,} test images")
 
 
-def saved_rows(checkpoint: Path, training: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Return what a checkpoint of this training has learned, a row per epoch; reads no tensors."""
-    if not checkpoint.exists():
-        return []
+def test_accuracies(variant: str, seed: int, training: Mapping[str, object]) -> list[float]:
+    """Return the test accuracy after each epoch of this training; empty if there is none yet.
+
+    After `dvc pull` or `dvc exp apply` a training has results, and no checkpoint.
+    """
+    checkpoint = Path(f".checkpoints/{variant}/{seed}.safetensors")
+    saved = description(checkpoint)
+    if saved and is_of(training, saved["fingerprint"]):
+        return [row["test_accuracy"] for row in saved["rows"]]
+    history = Path(f"metrics/history/{variant}/{seed}.csv")
+    weights = description(Path(f"models/{variant}/{seed}.safetensors"))
+    if weights and is_of(training, weights) and history.exists():
+        return [row.test_accuracy for row in read_table(history, EpochRow)]
+    return []
+
+
+def is_of(training: Mapping[str, object], described: Mapping[str, object]) -> bool:
+    """Tell whether a description is of this training."""
+    return training == {key: described.get(key) for key in training}
+
+
+def description(path: Path) -> dict[str, Any]:
+    """Return what a file of tensors says of itself, without reading tensors; empty if missing.
+
+    Raises:
+        InputError: the file is of another kind.
+    """
+    if not path.exists():
+        return {}
     try:
-        with safe_open(checkpoint, "numpy") as file:
-            description = json.loads(file.metadata()["description"])
-        rows: list[dict[str, Any]] = description["rows"]
-        same = training == {key: description["fingerprint"].get(key) for key in training}
+        with safe_open(path, "numpy") as file:
+            described: dict[str, Any] = json.loads(file.metadata()["description"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{checkpoint} is not a checkpoint ({error}); remove it") from None
-    return rows if same else []
+        raise InputError(f"{path} is not a checkpoint or weights ({error}); remove it") from None
+    return described
 
 
 if __name__ == "__main__":

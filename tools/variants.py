@@ -70,8 +70,8 @@ def require_a_usable_repository() -> None:
     untracked = git("ls-files", "--others", "--exclude-standard", "metrics").splitlines()
     if untracked:  # They would be missing in the folder that --temp makes.
         raise InputError(
-            f"{', '.join(untracked)}: not in git yet; `git add metrics dvc.lock params.yaml` and "
-            "`git commit` first"
+            f"{', '.join(untracked)}: not in git yet; `git add --all` and `git commit` first, as "
+            "an experiment begins with what is committed"
         )
 
 

@@ -1,0 +1,161 @@
+"""`python -m tools.predict`: pictures of one's own become digits, or one line says why not."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from stages.learning.inference import Images
+from stages.learning.loop import make_optimizer, set_seed, train
+from stages.learning.weights import save_weights, untrained
+from stages.support.errors import InputError
+from stages.support.params import load_params
+from tools import predict
+from tools.copies import TINY, plain_params, write_params
+
+DARK, LIGHT = 25, 225
+
+
+def draw(
+    digit: int, size: int = 100, angle: float = 0, ink: int = DARK, paper: int = LIGHT
+) -> Image.Image:
+    """Return a picture of a digit: so many pixels high, turned by so many degrees."""
+    picture = Image.new("L", (2 * size, 2 * size), paper)
+    font = ImageFont.load_default(size=size)
+    ImageDraw.Draw(picture).text((0.7 * size, 0.4 * size), str(digit), fill=ink, font=font)
+    return picture.rotate(angle, fillcolor=paper)
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Return what `as_mnist` makes of a picture, saved under a name."""
+
+    def show(picture: Image.Image, name: str = "x.png", **options: Any) -> np.ndarray:
+        picture.save(tmp_path / name, **options)
+        return predict.as_mnist(tmp_path / name).astype(float)
+
+    return show
+
+
+def test_a_digit_is_white_on_black_in_20_pixels_with_its_mass_in_the_middle(
+    shown: Callable[..., np.ndarray],
+) -> None:
+    for digit in range(10):
+        image = shown(draw(digit, angle=7 * digit - 30))
+        rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
+        assert max(np.ptp(rows), np.ptp(columns)) == predict.BOX - 1
+        assert image.max() == 255 and np.median(image) == 0
+        for axis in (0, 1):
+            mass = image.sum(axis=1 - axis)
+            assert abs(mass @ np.arange(28) / mass.sum() - 13.5) <= 0.6
+
+
+def test_ink_paper_size_and_format_make_no_difference(shown: Callable[..., np.ndarray]) -> None:
+    expected = shown(draw(4))
+    assert (shown(draw(4, ink=LIGHT, paper=DARK)) == expected).all()
+    assert (shown(draw(4, ink=0, paper=255).convert("RGB")) - expected).max() < 40
+    turned = draw(4).rotate(-90, expand=True)  # as a phone saves it, with a note to turn it back
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    assert (shown(turned, exif=exif) == expected).all()
+    clear = Image.new("RGBA", (200, 200))
+    clear.paste((0, 0, 0, 255), mask=ImageOps.invert(draw(4, ink=0, paper=255)))
+    for other in (shown(draw(4, size=300)), shown(draw(4), "x.jpg"), shown(clear)):
+        assert np.abs(other - expected).mean() < 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a tiny network that has learned drawn digits."""
+    folder = tmp_path_factory.mktemp("model")
+    params = plain_params(Path(__file__).parents[1])
+    params["network"] = TINY | {"widths": [8, "M", 16, "M", 16, "M"], "hidden": [32]}
+    params["data"] |= {"pad": 3, "classes": [*range(10)], "scale": "unit"}
+    params["variant"] = "drawn"
+    params["variants"] = {
+        "drawn": {"activation": "relu", "dropout": 0, "optimizer": "adam", "lr": 0.003}
+    }
+    write_params(folder, params)
+    loaded = load_params(folder / "params.yaml")
+    images, labels = [], []
+    for digit in range(10):
+        for angle in range(-12, 13, 3):
+            draw(digit, angle=angle).save(folder / "x.png")
+            images.append(np.pad(predict.as_mnist(folder / "x.png"), 3))
+            labels.append(digit)
+    split = Images(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(labels))
+    set_seed(0, epoch=0)
+    description = loaded.training("drawn", 0) | {"precision": "fp32"}
+    network = untrained(description)
+    optimizer = make_optimizer(network, loaded.variants["drawn"])
+    for _ in train(network, optimizer, {"train": split, "test": split}, 0, range(1, 11), 10):
+        pass
+    save_weights(folder / "model.safetensors", network, description)
+    return folder / "model.safetensors"
+
+
+def run(*arguments: object) -> None:
+    """Call the command with these arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+        predict.main()
+
+
+def test_drawn_digits_are_told_with_their_probability(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for digit in range(10):  # other sizes, angles, inks and formats than it has learned
+        light = digit % 2 == 0
+        picture = draw(digit, 160, 2 * digit - 9, *((LIGHT, DARK) if light else (DARK, LIGHT)))
+        files.append(tmp_path / f"{digit}.{'png' if digit % 3 else 'jpg'}")
+        picture.save(files[-1])
+    run("--model", model, *files)
+    lines = capsys.readouterr().out.splitlines()
+    told = [
+        line.removeprefix(f"{file}: ").split(" ") for line, file in zip(lines, files, strict=True)
+    ]
+    assert [digit for digit, _ in told] == [str(digit) for digit in range(10)]
+    assert all(50 < float(chance.strip("(%)")) <= 100 for _, chance in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("missing.png", None, "no picture: No such file or directory"),
+        ("text.png", b"no picture", "no picture: cannot identify image file"),
+        ("folder.png", ..., "no picture: Is a directory"),
+    ],
+)
+def test_what_is_no_picture_gets_one_line(
+    name: str, content: object, reason: str, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is ...:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        run("--model", model, path)
+    assert str(caught.value).startswith(f"{path}: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_picture_and_an_empty_one_get_one_line(model: Path, tmp_path: Path) -> None:
+    draw(3).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    Image.new("L", (50, 50), 200).save(tmp_path / "empty.png")
+    for name, reason in (("cut", "no picture: "), ("empty", "shows no digit: ")):
+        with pytest.raises(InputError, match=f"{name}.png: {reason}"):
+            run("--model", model, tmp_path / f"{name}.png")
+
+
+def test_a_missing_model_is_told_with_where_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`make smoke` makes one"):
+        run("--model", tmp_path / "no", tmp_path / "x.png")
