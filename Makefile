@@ -68,7 +68,7 @@ faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, comp
 	python -m tools.faults
 
 evidence: .venv/.stamp  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
-	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going \
+	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going --nolock \
 		--rerun-incomplete --rerun-triggers mtime
 
 bench: .venv/.stamp  ## time the training beside other ways to do it (an hour; bench-short: minutes)

@@ -14,7 +14,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.support.errors import InputError, told
-from tools.copies import own_environment, plain_params, write_params
+from stages.support.git import own_environment
+from tools.copies import plain_params, write_params
 
 RAW = Path("data/raw")
 TURNS = 5

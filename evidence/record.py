@@ -1,20 +1,19 @@
 """A replicate's two files: its table, and the record of where the table came from."""
 
-import csv
 import hashlib
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stages.learning.history import EpochRow
 from stages.support.atomic import write_json
 from stages.support.digests import short_sha256
 from stages.support.errors import InputError
-from stages.support.tables import write_table
+from stages.support.git import own_environment
+from stages.support.tables import read_record, read_table, write_table
 
 CHECKOUT = Path(__file__).parents[1]
 TABLES = Path("evidence/tables")
@@ -58,11 +57,10 @@ def clean_commit() -> str:
 
 def git(*arguments: str) -> str:
     """Return what git prints about the checkout."""
-    # A hook exports these, and they may name another repository.
-    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
     command = ["git", "-C", str(CHECKOUT), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=own_environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise InputError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
@@ -83,13 +81,7 @@ def read(table: Path) -> tuple[Record, list[EpochRow]] | None:
     """
     if not (table.exists() and table.with_suffix(".json").exists()):
         return None
-    try:
-        record = Record.model_validate_json(table.with_suffix(".json").read_bytes())
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [EpochRow.model_validate_strings(row) for row in csv.DictReader(file)]
-    except ValidationError as error:
-        what = " ".join(str(error).split())
-        raise InputError(f"{table} or its record is damaged: {what:.200}") from None
+    record = read_record(table.with_suffix(".json"), Record)
     if record.table != short_sha256(table):
         raise InputError(f"{table} is not the table that its record describes")
-    return record, rows
+    return record, read_table(table, EpochRow)

@@ -4,7 +4,7 @@
 that was interrupted starts again, since a checkpoint would have to hold every batch's statistics.
 """
 
-import sys
+import argparse
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -116,7 +116,9 @@ def first_of_each_class(split: Images, count: int) -> Images:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser("python -m evidence.replicate", description=__doc__)
+    parser.add_argument("variant")
+    parser.add_argument("seed", type=int)
+    options = parser.parse_args()
     with told():
-        main(sys.argv[1], int(sys.argv[2]))
+        main(options.variant, options.seed)

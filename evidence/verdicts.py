@@ -4,7 +4,7 @@
 figures. If the work has to end before, `--short` writes intervals and no verdicts.
 """
 
-import sys
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -139,5 +139,8 @@ def outcome(findings: Sequence[Finding]) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m evidence.verdicts", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="intervals, and no verdicts")
+    options = parser.parse_args()
     with told():
-        main(short="--short" in sys.argv)
+        main(short=options.short)

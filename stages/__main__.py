@@ -21,16 +21,17 @@ PARAMS = Path("params.yaml")
 
 def main() -> None:
     """Run the stage that the command line names, or list the stages."""
-    listing = "\n".join(f"  {name:10}{_summary(STAGES / f'{name}.py')}" for name in NAMES)
     parser = argparse.ArgumentParser(
         "python -m stages",
         description="Run one stage of dvc.yaml, with the arguments that stand there.",
-        epilog=f"stages:\n{listing}\n\n`python -m stages STAGE --help` explains its arguments.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", choices=NAMES, metavar="STAGE")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
-    if not sys.argv[1:]:
+    if sys.argv[1:2] in ([], ["-h"], ["--help"]):
+        listing = "\n".join(f"  {name:10}{_summary(STAGES / f'{name}.py')}" for name in NAMES)
+        explain = "`python -m stages STAGE --help` explains its arguments."
+        parser.epilog = f"stages:\n{listing}\n\n{explain}"
         parser.print_help()
         return
     command = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
     code_at_start()
     stage = import_module(f"stages.{command.stage}").main
     arguments = vars(parser_of(command.stage, stage).parse_args(command.arguments))
-    # Two trainings may run at once, but not one twice: variant and seed count, the rest does not.
+    # The lock's name is the stage with its variant and seed; paths and options are left out.
     key = [str(value) for value in arguments.values() if isinstance(value, str | int)]
     with sole_run("-".join([command.stage, *key])):
         params = PARAMS.read_bytes() if PARAMS.exists() else b""

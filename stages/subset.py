@@ -54,11 +54,13 @@ def read(path: Path, sha256: Mapping[str, str]) -> npt.NDArray[np.uint8]:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise unusable(path, error.strerror) from None
-    values = parse(str(path), content)
     found = hashlib.sha256(content).hexdigest()
     if sha256.get(path.name, found) != found:
         raise unusable(path, f"has SHA-256 {found}, params.yaml wants {sha256[path.name]}")
-    return values
+    try:
+        return parse(str(path), content)
+    except InputError as error:
+        raise unusable(path, str(error).removeprefix(f"{path} ")) from None
 
 
 def choose(

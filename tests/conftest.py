@@ -26,10 +26,10 @@ import yaml
 from filelock import FileLock
 
 from stages.__main__ import parser_of
+from stages.support.git import own_environment
 from tools.copies import (
     TINY,
     copy_checkout,
-    own_environment,
     plain_params,
     save_every_epoch,
     write_params,

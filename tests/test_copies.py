@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.support.git import own_environment
 from tests.conftest import CHECKOUT, Project
-from tools.copies import copy_checkout, own_environment
+from tools.copies import copy_checkout
 
 # A dvc that does at once the harm which the real one can do, in whichever repository git shows it,
 # and then fails to run the pipeline.

@@ -21,9 +21,10 @@ from stages import __main__ as entry
 from stages.learning.idx import parse
 from stages.learning.network import vgg
 from stages.support.errors import InputError
+from stages.support.git import own_environment
 from stages.support.params import CLASSES, SIDE, Architecture, load_params
 from tests.conftest import CHECKOUT, idx
-from tools.copies import own_environment, plain_params
+from tools.copies import plain_params
 
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text("utf-8"))["stages"]
 MISSING = object()  # the value of a key that is taken away

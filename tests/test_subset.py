@@ -193,7 +193,7 @@ def test_to_ask_for_too_many_is_told_and_writes_nothing(work: Path) -> None:
 def test_a_truncated_file_is_named_and_nothing_written(work: Path) -> None:
     path = RAW / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    require_refusal(work, f"^{path} is not whole")
+    require_refusal(work, f"^{path}: is not whole")
 
 
 def test_a_file_with_another_digest_than_params_yaml_is_named_and_nothing_written(
@@ -220,4 +220,4 @@ def test_a_missing_file_is_named_and_nothing_written(work: Path) -> None:
 def test_the_old_subset_stays_where_a_new_one_cannot_be_made(work: Path) -> None:
     subset.main(RAW, SUBSET)
     (RAW / "t10k-labels-idx1-ubyte").write_bytes(b"")
-    require_refusal(work, "t10k-labels-idx1-ubyte is not an IDX file")
+    require_refusal(work, "t10k-labels-idx1-ubyte: is not an IDX file")

@@ -1,16 +1,17 @@
 """Copies of this checkout with parameters of their own, for tools and tests."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-# A VGG11 in small, with 10,002 weights instead of 28,148,362: an epoch on a few images takes
+from stages.support.errors import InputError
+from stages.support.git import git, own_environment
+
+# A VGG11 in small, with 10,866 weights instead of 28,148,362: an epoch on a few images takes
 # milliseconds.
 TINY = {
     "batch_norm_momentum": 0.1,
@@ -21,6 +22,8 @@ TINY = {
 
 def copy_checkout(checkout: Path, copy: Path) -> None:
     """Copy what git tracks or would track, without results, into a new git repository."""
+    if not git("-C", str(checkout), "rev-parse", "--git-dir"):
+        raise InputError(f"{checkout} is not a git repository: clone it instead of unpacking it")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.check_output(listed, cwd=checkout, text=True, env=own_environment())
     for name in filter(None, names.split("\0")):
@@ -30,23 +33,6 @@ def copy_checkout(checkout: Path, copy: Path) -> None:
             shutil.copyfile(checkout / name, copy / name)
     init = ["git", "init", "--quiet", "--initial-branch=main"]
     subprocess.run(init, cwd=copy, check=True, env=own_environment())
-
-
-def own_environment() -> dict[str, str]:
-    """Return the environment for git and dvc in a repository that is not the user's.
-
-    Git exports GIT_DIR and more to hooks and to `git rebase --exec`. With them, a command in a copy
-    would work on the user's own repository.
-    """
-    foreign = _git_variables()
-    return {name: value for name, value in os.environ.items() if name not in foreign}
-
-
-@cache
-def _git_variables() -> frozenset[str]:
-    """Return the names of the variables that bind git to one repository."""
-    printed = subprocess.check_output(["git", "rev-parse", "--local-env-vars"], text=True)
-    return frozenset(printed.split())
 
 
 def plain_params(checkout: Path) -> dict[str, Any]:

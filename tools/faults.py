@@ -20,9 +20,9 @@ import torch
 
 from stages.support import machine
 from stages.support.errors import InputError, told
+from stages.support.git import own_environment
 from tools.copies import (
     copy_checkout,
-    own_environment,
     plain_params,
     save_every_epoch,
     write_params,

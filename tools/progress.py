@@ -24,6 +24,7 @@ def main() -> None:
     for variant in params.variants:
         for seed in params.seeds:
             curve = test_accuracies(variant, seed, params.training(variant, seed))
+            curve = curve[: params.train.epochs]  # a longer training begins with this one
             done = f"{len(curve):2} of {params.train.epochs} epochs"
             after = " ".join(f"{accuracy:.4f}" for accuracy in curve)
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from stages.reporting.tables import CurveRow
 from stages.support.errors import InputError, told
+from stages.support.git import own_environment
 from stages.support.tables import read_table
-from tools.copies import commit_all, copy_checkout, own_environment, plain_params, write_params
+from tools.copies import commit_all, copy_checkout, plain_params, write_params
 
 # A VGG11 of narrow layers, for 100 images a class: an epoch takes a second.
 NETWORK = {

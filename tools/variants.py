@@ -30,6 +30,13 @@ def main() -> None:
                 f"{', '.join(sorted(changed - CHANGED)[:3])}; `dvc exp rename {name} OTHER` keeps "
                 f"it under another name, `dvc exp remove {name}` removes it"
             )
+    dry = ["dvc", "repro", "--allow-missing", "--dry"]
+    asked = subprocess.run(dry, capture_output=True, text=True, check=False)
+    if asked.returncode or "Running stage" in asked.stdout:
+        raise InputError(
+            "the results are not of these parameters and this code: `dvc repro` and `git commit` "
+            "first, or an experiment would show new parameters beside old numbers"
+        )
     # An experiment of this name from another commit would make the name ambiguous, or be shown.
     for reference in replaced:
         subprocess.run(["git", "update-ref", "-d", reference], check=True)
@@ -50,6 +57,8 @@ def require_a_usable_repository() -> None:
     Raises:
         InputError: something is missing; DVC itself would fail without a reason, or not at all.
     """
+    if not git("rev-parse", "--git-dir"):
+        raise InputError(f"{Path.cwd()} is not a git repository, and DVC's experiments are commits")
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise InputError(
             "this is a shallow clone, and DVC keeps no experiment in one: `git fetch --unshallow`"
@@ -60,12 +69,12 @@ def require_a_usable_repository() -> None:
             "checkout, or clone it elsewhere"
         )
     config = Path(git("rev-parse", "--git-path", "config"))
-    for number, line in enumerate(config.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(config.read_bytes().splitlines(), start=1):
         if not line.isascii():
             raise InputError(
-                f"{config}, line {number}: {line.strip()}: DVC makes no experiment where this file "
-                "is not ASCII: move the value into your own settings with `git config --global`, "
-                "and take it out of here with `git config --unset`"
+                f"{config}, line {number}: {line.decode(errors='replace').strip()}: DVC makes no "
+                "experiment where this file is not ASCII: take the line out, or move a value into "
+                "your own settings with `git config --global`"
             )
     untracked = git("ls-files", "--others", "--exclude-standard", "metrics").splitlines()
     if untracked:  # They would be missing in the folder that --temp makes.
@@ -88,7 +97,7 @@ def require_free_names(variants: Iterable[str]) -> None:
     for variant in variants:
         if not git("rev-parse", "--verify", "--quiet", f"{variant}^{{commit}}"):
             continue
-        owner = "commit {0}: git takes the name for one; add to it"
+        owner = "commit of that name (`git rev-parse {0}`): remove what git calls so"
         for kind, words in renaming.items():
             if git("rev-parse", "--verify", "--quiet", f"refs/{kind}/{variant}"):
                 owner = words

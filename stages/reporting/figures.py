@@ -15,7 +15,9 @@ from stages.learning.split import Split
 from stages.reporting.tables import CurveRow
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# A colour has one meaning: these are the variants', in the order of params.yaml.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TRAIN, TEST, SEEN = "#888888", "#000000", "#E69F00"  # SEEN: while training
 WIDTH = 9.0  # inches
 DIGITS_IN_ROW = 10
 
@@ -48,15 +50,15 @@ def modes(curves: Curves) -> Figure:
     """Draw the accuracy in training mode beside that in evaluation mode, a panel per variant."""
     figure, panels = _panels(len(curves), sharey=True)
     for axes, (variant, rows) in zip(panels, curves.items(), strict=True):
-        _draw(axes, rows, "seen_accuracy", "training images, training mode", PALETTE[2], "^")
-        _draw(axes, rows, "train_accuracy", "training images, evaluation mode", PALETTE[1], "s")
+        _draw(axes, rows, "seen_accuracy", "training images, training mode", SEEN, "^")
+        _draw(axes, rows, "train_accuracy", "training images, evaluation mode", TRAIN, "s")
         axes.plot(
             [row.epoch for row in rows],
             [row.test_accuracy_batch_statistics for row in rows],
             "*",
-            color=PALETTE[0],
+            color=TEST,
             markersize=11,
-            label="test images, batch statistics",
+            label="test images, batch statistics, last epoch only",
         )
         _label(axes, variant, "accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -68,8 +70,8 @@ def accuracy_by_variant(curves: Curves) -> Figure:
     figure, panels = _panels(len(curves), sharey=True)
     for axes, (variant, rows) in zip(panels, curves.items(), strict=True):
         for column, label, colour, marker in (
-            ("train_accuracy", "train", PALETTE[1], "s"),
-            ("test_accuracy", "test", PALETTE[0], "o"),
+            ("train_accuracy", "train", TRAIN, "s"),
+            ("test_accuracy", "test", TEST, "o"),
         ):
             _draw(axes, rows, column, label, colour, marker)
         _label(axes, variant, "accuracy")
@@ -138,7 +140,7 @@ def _panels(count: int, height: float = 3.2, sharey: bool = False) -> tuple[Figu
     columns = min(2, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows if columns > 1 else 5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).T.flatten()
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).flatten()
     for unused in panels[count:]:
         unused.remove()
     return figure, list(panels[:count])

@@ -1,9 +1,11 @@
 """The rows of the tables that DVC charts and compares: their columns and types."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from stages.learning.history import EpochRow
-from stages.support.params import Precision
+from stages.support.params import CLASSES, Precision
 
 
 class CurveRow(EpochRow):
@@ -23,6 +25,6 @@ class ConfusionRow(BaseModel):
 
     variant: str
     seed: int
-    actual: int
-    predicted: int
-    count: int
+    actual: Annotated[int, Field(ge=0, lt=CLASSES)]
+    predicted: Annotated[int, Field(ge=0, lt=CLASSES)]
+    count: Annotated[int, Field(ge=0)]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 
-def cached(md5: str) -> Path | None:
+def cache_object(md5: str) -> Path | None:
     """Return the object with this MD5, or None if the cache has none or DVC does not answer."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    path = Path(asked.stdout.strip(), "files", "md5", md5[:2], md5[2:])
-    return path if asked.returncode == 0 and path.is_file() else None
+    folder = _folder(Path.cwd())
+    path = Path(folder, "files", "md5", md5[:2], md5[2:])
+    return path if folder and path.is_file() else None
 
 
 def md5_of(path: Path) -> str:
@@ -25,25 +25,35 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def damaged_object(output: Path) -> Path | None:
-    """Return the object from which DVC takes an output, if the object is not as it was written.
+def damaged_objects(*outputs: Path) -> list[Path]:
+    """Return the objects from which DVC takes these outputs and that are not as they were written.
 
     Args:
-        output: a file of dvc.lock, or in a folder of dvc.lock.
+        outputs: files or folders of dvc.lock, files in such folders, or folders of such files.
     """
-    md5 = _recorded_md5(output)
-    path = cached(md5) if md5 else None
-    return path if path and md5_of(path) != md5 else None
+    found = {md5: cache_object(md5) for path in outputs for md5 in _recorded(path)}
+    return [path for md5, path in found.items() if path and md5_of(path) != md5]
 
 
-def _recorded_md5(output: Path) -> str | None:
+@cache
+def _folder(_checkout: Path) -> str:
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _recorded(output: Path) -> list[str]:
+    """Return the MD5 of each file that dvc.lock records of an output; of a folder, of all of it."""
     # dvc.lock may be missing, or half-written by another stage.
     with suppress(OSError, YAMLError, ValueError, KeyError, TypeError):
         stages: dict[str, Any] = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
-        outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-        if output.as_posix() in outs:
-            return str(outs[output.as_posix()])
-        folder = cached(outs[output.parent.as_posix()])
-        listed = json.loads(folder.read_bytes()) if folder else []
-        return next(str(file["md5"]) for file in listed if file["relpath"] == output.name)
-    return None
+        outs = [out for stage in stages.values() for out in stage["outs"]]
+        files = {Path(out["path"]): str(out["md5"]) for out in outs}
+        for path, md5 in [*files.items()]:
+            listed = cache_object(md5) if md5.endswith(".dir") else None
+            if listed and path in (output, output.parent):
+                inner = json.loads(listed.read_bytes())
+                files |= {path / file["relpath"]: str(file["md5"]) for file in inner}
+        inside = {md5 for path, md5 in files.items() if output in (path, *path.parents)}
+        return [md5 for md5 in inside if not md5.endswith(".dir")]
+    return []

@@ -5,13 +5,18 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from stages.support.errors import unusable
+
 STAGES = Path(__file__).parents[1]
 UNRECORDED = ("stages/support/", "stages/__main__.py")  # no stage depends on these
 
 
 def short_sha256(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except FileNotFoundError as error:
+        raise unusable(path, error.strerror) from None
 
 
 @cache
@@ -22,7 +27,7 @@ def code_at_start() -> dict[str, str]:
     so they describe the code that the process runs, even if a file is edited later.
     """
     modules = sorted(STAGES.glob("**/*.py"))
-    return {name: short_sha256(path) for path in modules if (name := _name(path))}
+    return {name: short_sha256(path) for path in modules if (name := _recorded_name(path))}
 
 
 def edited_code() -> list[str]:
@@ -37,8 +42,8 @@ def edited_code() -> list[str]:
     ]
 
 
-def _name(path: Path) -> str:
-    """Return the path within the repository; empty for what no stage depends on."""
+def _recorded_name(path: Path) -> str | None:
+    """Return the path within the repository, or None for what no stage depends on."""
     name = path.relative_to(STAGES.parent).as_posix()
     # An editor may keep a dangling link beside an unsaved file.
-    return "" if name.startswith(UNRECORDED) or not path.is_file() else name
+    return None if name.startswith(UNRECORDED) or not path.is_file() else name

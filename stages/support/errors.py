@@ -2,14 +2,20 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
-from stages.support.cache import damaged_object
+from packaging.requirements import InvalidRequirement
+
+from stages.support.cache import damaged_objects
 
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
 # PyTorch has an exception class for this on GPUs only. Elsewhere it raises a plain RuntimeError.
@@ -29,16 +35,22 @@ def unusable(path: Path, reason: object) -> InputError:
 
     Where DVC's own copy is damaged, DVC would put the damaged bytes back again and again.
     """
-    if copy := damaged_object(path):
-        remedy = f"DVC's copy is damaged too: `rm -f {copy} {path}`, then `dvc repro`"
-    else:
-        remedy = "`dvc repro` makes it anew"
+    remedy = _remove(damaged_objects(path), path) or "`dvc repro` makes it anew"
     return InputError(f"{path}: {reason}; {remedy}")
 
 
 def misplaced(reason: str) -> InputError:
     """Return the error about results that are whole, but not those that belong there."""
-    return InputError(f"{reason}; `dvc checkout --force` restores them, or `dvc repro` makes them")
+    folders = Path("models"), Path("metrics/history")
+    remedy = _remove(damaged_objects(*folders), *folders)
+    restored = "`dvc checkout --force` restores them, or `dvc repro` makes them"
+    return InputError(f"{reason}; {remedy or restored}")
+
+
+def _remove(objects: list[Path], *results: Path) -> str:
+    """Return the remedy for damaged objects of DVC's cache; empty if there are none."""
+    command = shlex.join(["rm", "-rf", *map(str, (*objects, *results))])
+    return f"DVC's copy is damaged too: `{command}`, then `dvc repro`" if objects else ""
 
 
 @contextmanager
@@ -51,10 +63,15 @@ def told() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's `command &` has it
             signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # characters that it lacks, such as ±
     try:
         yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except (tomllib.TOMLDecodeError, InvalidRequirement, PackageNotFoundError) as error:
+        sys.exit(f"error: pyproject.toml: {error}; `git checkout pyproject.toml` restores it")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
@@ -62,7 +79,7 @@ def told() -> Iterator[None]:
 
 
 class _Postponed:
-    """Whether a signal has to wait, and the number of one that does."""
+    """`waits`: signals are being held back. `number`: the signal held back, 0 for none."""
 
     waits = False
     number = 0

@@ -1,7 +1,9 @@
 """What git knows, also of DVC's experiments."""
 
+import os
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 
@@ -38,8 +40,31 @@ def git(*arguments: str) -> str:
     """Return what a git command prints; an empty text if it fails, or if git is not there."""
     try:
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, encoding="utf-8", check=False
+            ["git", *arguments],
+            env=own_environment(),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment for git and dvc to work on the repository of the current folder.
+
+    Git exports GIT_DIR and more to hooks and to `git rebase --exec`. With them, a command in a copy
+    of the repository would work on the user's own.
+    """
+    foreign = _git_variables()
+    return {name: value for name, value in os.environ.items() if name not in foreign}
+
+
+@cache
+def _git_variables() -> frozenset[str]:
+    """Return the names of the variables that bind git to one repository."""
+    printed = subprocess.check_output(["git", "rev-parse", "--local-env-vars"], text=True)
+    return frozenset(printed.split())

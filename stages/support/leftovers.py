@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.support.cache import cached, md5_of
+from stages.support.cache import cache_object, md5_of
 from stages.support.git import git
 
 SEED, VARIANT = r"\d+", r"[a-z0-9][a-z0-9_-]*"  # the names of results in a folder
@@ -21,7 +21,7 @@ def remove_leftovers(folder: Path, scheme: str, suffix: str, named: Iterable[obj
         folder: with a result for each seed, or for each variant.
         scheme: a regular expression for the names of results.
         suffix: of the results.
-        named: the seeds or variants of params.yaml.
+        named: the seeds or variants that params.yaml has.
     """
     wanted = {f"{name}{suffix}" for name in named}
     found = {file.name: file for file in folder.glob("*") if file.is_file()}
@@ -48,5 +48,5 @@ def _is_in_git(file: Path) -> bool:
 def _is_in_dvcs_cache(file: Path) -> bool:
     """Tell whether DVC's cache has the file as it is: an object may be damaged."""
     md5 = md5_of(file)
-    copy = cached(md5)
+    copy = cache_object(md5)
     return copy is not None and md5_of(copy) == md5

@@ -13,8 +13,8 @@ LOCKS = Path(".locks")
 def sole_run(key: str) -> AcquireReturnProxy[FileLock]:
     """Return the lock `key`, held, once no other process of this folder holds it.
 
-    DVC lets no two of its runs write one output. But when DVC alone is killed, its stage goes on,
-    and the stage of the next run would replace files that the first one still writes.
+    DVC lets no two of its runs write one output. But if only dvc is killed, its stage keeps
+    running, and the next dvc would start the same stage beside it.
     """
     LOCKS.mkdir(exist_ok=True)
     path = LOCKS / key
