@@ -1,6 +1,7 @@
 """`python -m stages`: what it answers, how it ends, and that no lost terminal ends it."""
 
 import fcntl
+import io
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from stages import __main__ as entry_module
 from stages.__main__ import NAMES, main
+from stages.learning import device
 from stages.support import digests
 from stages.support.errors import GOES_ON, obey_signals, postpone_signals, signal_waits, told
 from tests.conftest import CHECKOUT, Project
@@ -177,6 +180,40 @@ def test_out_of_memory_is_known_in_whatever_words(message: str) -> None:
 def test_any_other_error_of_torch_keeps_its_traceback(message: str) -> None:
     with pytest.raises(RuntimeError, match=message), told():
         raise RuntimeError(message)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    "pin", ["torsh==2.14.1", "torch == ", "torch==0.0.1"], ids=["no such", "no version", "another"]
+)
+def test_a_mistake_in_the_pin_is_told_with_its_file(
+    pin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(f'[dependency-groups]\npinned = ["{pin}"]\n', encoding="utf-8")
+    monkeypatch.setattr(device, "PYPROJECT", path)
+    with pytest.raises(SystemExit, match=r"error: pyproject\.toml"), told():
+        device.require_pinned_versions()
+    path.write_text("[dependency-groups", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"error: pyproject\.toml"), told():
+        device.require_pinned_versions()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_tool_on_a_stream_of_ascii_gets_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    with told():
+        print("0.9 ± 0.1", flush=True)
+    assert raw.getvalue() == b"0.9 ? 0.1\n"
+
+
+def test_a_half_saved_edit_of_another_stage_stops_none(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry_module, "_summary", lambda _: pytest.fail("read another stage"))
+    code, _, error = entry("train", "foo", "0", *OUTPUTS)
+    assert code == 1 and "names no variant foo" in error
 
 
 def test_an_editors_dangling_link_is_no_code(

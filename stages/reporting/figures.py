@@ -50,15 +50,15 @@ def modes(curves: Curves) -> Figure:
     """Draw the accuracy in training mode beside that in evaluation mode, a panel per variant."""
     figure, panels = _panels(len(curves), sharey=True)
     for axes, (variant, rows) in zip(panels, curves.items(), strict=True):
-        _draw(axes, rows, "seen_accuracy", "training images, training mode", SEEN, "^")
-        _draw(axes, rows, "train_accuracy", "training images, evaluation mode", TRAIN, "s")
+        _draw(axes, rows, "seen_accuracy", "training images in training mode", SEEN, "^")
+        _draw(axes, rows, "train_accuracy", "in evaluation mode", TRAIN, "s")
         axes.plot(
             [row.epoch for row in rows],
             [row.test_accuracy_batch_statistics for row in rows],
             "*",
             color=TEST,
             markersize=11,
-            label="test images, batch statistics, last epoch only",
+            label="test images, batch statistics (last epoch)",
         )
         _label(axes, variant, "accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -1,0 +1,157 @@
+"""`make variants` makes the experiments, or says why it cannot; whose names are taken is told."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages.support.errors import InputError
+from stages.support.git import experiments, outdated
+from tests.conftest import Project
+from tools import variants
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A finished project to change, which is the working directory."""
+    monkeypatch.chdir(project.folder)
+    return project
+
+
+def refusal() -> str:
+    """Return why the tool refuses, which makes no experiment and changes nothing in git."""
+
+    def state() -> str:
+        commands = (["for-each-ref"], ["status", "--porcelain"])
+        return "".join(subprocess.check_output(["git", *c], text=True) for c in commands)
+
+    before = state()
+    with pytest.raises(InputError) as caught:
+        variants.main()
+    assert state() == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("git branch sgd", "the branch sgd: rename it with `git branch --move sgd OTHER`"),
+        ("git tag adam", "the tag adam: rename it with `git tag OTHER adam` and `git tag --delete"),
+        ("git update-ref refs/remotes/sgd HEAD", "the commit of that name (`git rev-parse sgd`)"),
+    ],
+)
+def test_a_name_that_git_would_take_for_a_commit_is_refused(
+    inside: Project, command: str, remedy: str
+) -> None:
+    inside.run(*command.split())
+    assert remedy in refusal()
+
+
+def test_a_shallow_clone_is_refused(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "shallow"
+    finished.run("git", "clone", "--quiet", "--depth=1", finished.folder.as_uri(), str(clone))
+    monkeypatch.chdir(clone)
+    assert "`git fetch --unshallow`" in refusal()
+    Project(clone).run("git", "fetch", "--quiet", "--unshallow")
+    variants.require_a_usable_repository()
+
+
+def test_what_is_not_ascii_is_named(
+    inside: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = inside.folder / ".git/config"
+    kept = config.read_bytes()
+    inside.run("git", "config", "user.name", "Jürgen")
+    assert "config, line " in refusal() and "name = Jürgen: DVC makes no experiment" in refusal()
+    config.write_bytes(kept + b"[user]\n\tname = J\xfcrgen\n")  # Latin-1
+    assert "DVC makes no experiment" in refusal()
+    config.write_bytes(kept)
+    inside.run("git", "clone", "--quiet", str(inside.folder), str(tmp_path / "Übung"))
+    monkeypatch.chdir(tmp_path / "Übung")
+    assert f"{tmp_path}/Übung: DVC makes no experiment" in refusal()
+
+
+def test_a_folder_without_git_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is not a git repository"):
+        variants.require_a_usable_repository()
+
+
+def test_new_parameters_are_not_shown_beside_old_numbers(inside: Project) -> None:
+    with inside.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.5
+    inside.commit()
+    assert "`dvc repro` and `git commit` first" in refusal()
+
+
+@pytest.mark.slow
+def test_an_experiment_of_the_users_own_is_kept_and_an_old_one_is_named(inside: Project) -> None:
+    variants.main()
+    assert sorted(experiments(["sgd", "adam"]).values()) == ["adam", "sgd"]
+    assert outdated(["sgd", "adam"], Path("metrics/summary")) == []
+
+    inside.run("dvc", "exp", "remove", "sgd")
+    inside.run("dvc", "exp", "run", "--name", "sgd", "--set-param", "train.epochs=1")
+    inside.run("git", "checkout", "--quiet", ".")
+    inside.run("dvc", "checkout")
+    assert "the experiment sgd (refs/exps/" in refusal()
+    inside.run("dvc", "exp", "rename", "sgd", "mine")
+    variants.main()
+
+    with inside.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.5
+    output = inside.run("dvc", "repro")
+    assert "`make variants` renews the experiments sgd: their numbers are older" in output
+    inside.commit()
+    variants.main()
+    assert "0.5" in inside.run("dvc", "params", "diff", "sgd", "adam")
+    assert "`make variants` renews" not in inside.run("dvc", "repro", "--force", "-s", "compare")
+
+
+def test_a_damaged_cache_has_a_remedy_that_works(inside: Project) -> None:
+    weights, history = Path("models/adam/0.safetensors"), Path("metrics/history/adam/0.csv")
+    before = inside.digests()
+    for output, change in ((weights, b"\1"), (history, b"9")):
+        (lock,) = (
+            out["md5"]
+            for out in inside.lock()["stages"]["train@adam-0"]["outs"]
+            if out["path"] == str(output)
+        )
+        cached = Path(".dvc/cache/files/md5", lock[:2], lock[2:])
+        content = bytearray(cached.read_bytes())
+        # In the weights, or in the last row's test accuracy, of which the first digit is 0 or 1.
+        at = len(content) - 3 if output == weights else last_test_accuracy(content.decode())
+        content[at : at + 1] = change if output == history else bytes([content[at] ^ 1])
+        cached.chmod(0o644)
+        cached.write_bytes(content)
+        output.unlink()
+        output.write_bytes(content)  # as `dvc checkout` puts it there
+        with pytest.raises(InputError, match="DVC's copy is damaged too: `rm ") as caught:
+            inside.stage(*inside.command("evaluate@adam")[3:])
+        command = str(caught.value).split("`")[1]
+        subprocess.run(["bash", "-c", command], check=True)
+        assert not cached.exists() and not output.exists()
+    shutil.rmtree(".checkpoints")
+    inside.run("dvc", "repro", "train@adam-0")
+    inside.repro()
+    assert inside.digests() == before
+
+
+def last_test_accuracy(table: str) -> int:
+    """Return where the test accuracy of the last row begins."""
+    names, *_, last = table.splitlines()
+    column = names.split(",").index("test_accuracy")
+    return table.rindex(last) + len(",".join(last.split(",")[:column])) + 1
+
+
+def test_without_a_cache_a_missing_file_gets_one_line(finished: Project, tmp_path: Path) -> None:
+    clone = finished.clone(tmp_path / "a clone")
+    with pytest.raises(InputError, match=r"data/raw/train-images-idx3-ubyte: No such file"):
+        clone.stage("subset", "data/raw", "data/subset")
+    (clone.folder / "data/subset").mkdir(parents=True)
+    (clone.folder / "data/subset/test.safetensors").write_text("no tensors")
+    with pytest.raises(InputError, match="`dvc repro` makes it anew"):
+        clone.stage("compare", *clone.command("compare")[4:])
