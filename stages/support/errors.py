@@ -65,7 +65,8 @@ def told() -> Iterator[None]:
             signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # characters that it lacks, such as ±
+            with suppress(OSError):  # It may be closed, or be no place to write to.
+                stream.reconfigure(errors="replace")  # characters that it lacks, such as ±
     try:
         yield
     except (InputError, OSError) as error:
