@@ -25,14 +25,19 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def damaged_objects(*outputs: Path) -> list[Path]:
-    """Return the objects from which DVC takes these outputs and that are not as they were written.
+def damaged(*outputs: Path) -> list[Path]:
+    """Return the files whose objects in the cache are not as they were written, and the objects.
 
     Args:
         outputs: files or folders of dvc.lock, files in such folders, or folders of such files.
     """
-    found = {md5: cache_object(md5) for path in outputs for md5 in _recorded(path)}
-    return [path for md5, path in found.items() if path and md5_of(path) != md5]
+    found = []
+    for output in outputs:
+        for file, md5 in _recorded(output).items():
+            copy = cache_object(md5)
+            if copy and md5_of(copy) != md5:
+                found += [file, copy]
+    return found
 
 
 @cache
@@ -42,7 +47,7 @@ def _folder(_checkout: Path) -> str:
     return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
-def _recorded(output: Path) -> list[str]:
+def _recorded(output: Path) -> dict[Path, str]:
     """Return the MD5 of each file that dvc.lock records of an output; of a folder, of all of it."""
     # dvc.lock may be missing, or half-written by another stage.
     with suppress(OSError, YAMLError, ValueError, KeyError, TypeError):
@@ -54,6 +59,9 @@ def _recorded(output: Path) -> list[str]:
             if listed and path in (output, output.parent):
                 inner = json.loads(listed.read_bytes())
                 files |= {path / file["relpath"]: str(file["md5"]) for file in inner}
-        inside = {md5 for path, md5 in files.items() if output in (path, *path.parents)}
-        return [md5 for md5 in inside if not md5.endswith(".dir")]
-    return []
+        return {
+            path: md5
+            for path, md5 in files.items()
+            if output in (path, *path.parents) and not md5.endswith(".dir")
+        }
+    return {}

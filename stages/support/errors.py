@@ -15,7 +15,7 @@ from types import FrameType
 
 from packaging.requirements import InvalidRequirement
 
-from stages.support.cache import damaged_objects
+from stages.support.cache import damaged
 
 GOES_ON = "`dvc repro` goes on after the last finished stage and epoch"
 # PyTorch has an exception class for this on GPUs only. Elsewhere it raises a plain RuntimeError.
@@ -35,22 +35,20 @@ def unusable(path: Path, reason: object) -> InputError:
 
     Where DVC's own copy is damaged, DVC would put the damaged bytes back again and again.
     """
-    remedy = _remove(damaged_objects(path), path) or "`dvc repro` makes it anew"
-    return InputError(f"{path}: {reason}; {remedy}")
+    return InputError(f"{path}: {reason}; {_remove(damaged(path)) or '`dvc repro` makes it anew'}")
 
 
 def misplaced(reason: str) -> InputError:
     """Return the error about results that are whole, but not those that belong there."""
-    folders = Path("models"), Path("metrics/history")
-    remedy = _remove(damaged_objects(*folders), *folders)
+    remedy = _remove(damaged(Path("models"), Path("metrics/history")))
     restored = "`dvc checkout --force` restores them, or `dvc repro` makes them"
     return InputError(f"{reason}; {remedy or restored}")
 
 
-def _remove(objects: list[Path], *results: Path) -> str:
+def _remove(files: list[Path]) -> str:
     """Return the remedy for damaged objects of DVC's cache; empty if there are none."""
-    command = shlex.join(["rm", "-rf", *map(str, (*objects, *results))])
-    return f"DVC's copy is damaged too: `{command}`, then `dvc repro`" if objects else ""
+    command = shlex.join(["rm", "-f", *map(str, files)])
+    return f"DVC's copy is damaged too: `{command}`, then `dvc repro`" if files else ""
 
 
 @contextmanager
