@@ -24,7 +24,7 @@ from stages.support.errors import InputError
 from stages.support.git import own_environment
 from stages.support.params import CLASSES, SIDE, Architecture, load_params
 from tests.conftest import CHECKOUT, idx
-from tools.copies import plain_params
+from tools.copies import plain_params, write_params
 
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text("utf-8"))["stages"]
 MISSING = object()  # the value of a key that is taken away
@@ -259,8 +259,8 @@ def as_dvc_writes_it(path: Path) -> Path:
     shutil.copyfile(CHECKOUT / "params.yaml", path)
     committed = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
     if subprocess.run(committed, cwd=CHECKOUT, env=own_environment(), check=False).returncode:
-        # Whoever edits the file by hand may write a list in one line, which DVC does not.
-        apply_overrides(path, [])
+        # Whoever edits the file by hand may write a list or a section in one line.
+        write_params(path.parent, plain_params(path.parent))
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, Project
 from tools.copies import copy_checkout
 
 DVC = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -158,6 +158,20 @@ def test_results_for_git_are_not_ignored() -> None:
     results = ["summary/adam.json", "uncertainty/adam.json", "curves/adam.csv", "selected.yaml"]
     results += ["confusion/adam.csv", "figures/modes.png", "curves.csv", "selected.json"]
     assert ignored(CHECKOUT, *(f"metrics/{name}" for name in results)) == set()
+
+
+def test_a_checkout_with_other_ends_of_lines_has_the_same_bytes(
+    finished: Project, tmp_path: Path
+) -> None:
+    clone = ["git", "-c", "core.autocrlf=true", "clone", "--quiet", str(finished.folder), "."]
+    subprocess.run(clone, cwd=tmp_path, check=True)
+    for name in (
+        "stages/train.py",
+        "params.yaml",
+        "metrics/curves.csv",
+        "metrics/figures/modes.png",
+    ):
+        assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
 
 
 def test_data_and_models_are_there_in_a_fresh_clone() -> None:
