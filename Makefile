@@ -64,8 +64,8 @@ table: .venv/.stamp  ## print README's table of results
 smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: about a minute
 	python -m tools.smoke
 
-faults: .venv/.stamp  ## kill the pipeline at random moments, run it again, compare the bytes
-	python -m tools.faults
+faults: .venv/.stamp  ## kill `make repro` a hundred times at random, run it again, compare the bytes
+	KILLS=100 pytest -n 0 -s tests/test_kills.py
 
 evidence: .venv/.stamp  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
 	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going --nolock \

@@ -7,14 +7,17 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 sys.path.insert(0, workflow.basedir)
-from tools.mend import remove_cut_table
+from stages.support.errors import InputError
+from tools.mend import mend
 
 try:
     # Under DVC's lock, since half of a dvc.lock that another stage writes cannot be read.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
-        graph = repo.index.graph
         # Also for a job that a scheduler starts again after its node has died.
-        remove_cut_table(repo)
+        mend(repo)
+        graph = repo.index.graph
+except InputError as error:
+    raise WorkflowError(str(error)) from None
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
 NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}

@@ -34,7 +34,6 @@ from tools.copies import (
     save_every_epoch,
     write_params,
 )
-from tools.faults import digests
 
 CHECKOUT = Path(__file__).parents[1]
 PER_CLASS = 6  # images in the small IDX files
@@ -54,6 +53,16 @@ def write_idx(folder: Path, per_class: int = PER_CLASS) -> dict[str, str]:
             (folder / name).write_bytes(content)
             digests[name] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def digests(checkout: Path) -> dict[str, str]:
+    """Return the SHA-256 of every result by its path, timings aside."""
+    files = [path for top in ("data", "models", "metrics") for path in checkout.glob(f"{top}/**/*")]
+    return {
+        str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file() and "timing" not in path.parts and path.name != ".gitignore"
+    }
 
 
 def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:

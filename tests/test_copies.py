@@ -24,20 +24,16 @@ git commit --quiet --allow-empty --message harm && test "$1" != repro
 """
 # Whatever starts git or dvc in a copy.
 TOOLS = """
-import signal, tempfile
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from bench.pipeline import make_repository
 from stages.support.errors import InputError
-from tools import faults, smoke
+from tools import smoke
 with suppress(InputError):
     smoke.main()
 with tempfile.TemporaryDirectory() as folder:
-    Path(folder, "faults").mkdir()
-    faults.prepare(Path(folder, "faults"))
-    faults.attempt(Path(folder, "faults"), 0, 0, signal.SIGKILL)
-    Path(folder, "bench").mkdir()
-    make_repository(Path(folder, "bench"), {})
+    make_repository(Path(folder), {})
 """
 
 
@@ -136,6 +132,6 @@ def test_a_rebase_that_runs_the_tools_leaves_the_repository_alone(
     command = f"'{sys.executable}' -B '{tmp_path}/all_tools.py'"
     outer.git("rebase", "--quiet", "--exec", command, "HEAD^", folder=outer.linked)
     seen = (tmp_path / "seen").read_text(encoding="utf-8").splitlines()
-    assert len(seen) >= 3  # of smoke, of faults, of bench
+    assert len(seen) >= 2  # of smoke and of bench
     assert all(folder.startswith(str(tmp_path / "copies")) for folder in seen)
     assert outer.state() == before

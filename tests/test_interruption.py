@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from stages.support.digests import short_sha256
 from stages.support.errors import GOES_ON, InputError
 from stages.support.tensors import read_tensors
 from tests.conftest import Project, copy_of, stages_run
-from tools.faults import cut_short, disturb, require_whole
 
 UP_TO_DATE = "Data and pipelines are up to date."
 TRAINED = ("train@sgd-0", "train@adam-0")
@@ -491,32 +490,6 @@ def test_killed_in_the_midst_of_writing_a_training_leaves_nothing_in_the_way(
     assert leftovers(project) == []
 
 
-@pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(
-    finished: Project, new_project: Callable[[], Project]
-) -> None:
-    tally = disturb(lambda: new_project().folder, finished.digests(), 4, set())
-    assert tally.hits.total() >= 4
-    assert tally.runs >= 1
-
-
-@pytest.mark.parametrize(
-    ("name", "killed", "finished"),
-    [
-        ("models/.Z4twNcYDvP-EA18KJ-B2CA.tmp", True, True),  # DVC's
-        ("models/.0.safetensors.tmp", True, False),
-        ("models/sgd/0.safetensors.tmp/0.safetensors", True, False),
-        ("models/sgd/1.safetensors", False, False),
-    ],
-)
-def test_what_a_kill_may_leave(tmp_path: Path, name: str, killed: bool, finished: bool) -> None:
-    (tmp_path / name).parent.mkdir(parents=True)
-    (tmp_path / name).touch()
-    for ended, allowed in ((False, killed), (True, finished)):
-        with nullcontext() if allowed else pytest.raises(InputError, match=re.escape(name)):
-            require_whole(tmp_path, {}, finished=ended)
-
-
 # Disks that are full or read-only, and files in the way.
 
 
@@ -649,42 +622,6 @@ def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> No
     assert "\nerror: models/adam/0.safetensors: damaged, its digest is another" in output
     assert "train@adam-0" not in project.repro()
     assert project.digests() == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [(".dvc/tmp/rwlock", 0), (".dvc/tmp/rwlock", 1), ("dvc.lock", 0), ("dvc.lock", 9)],
-)
-def test_a_file_of_dvcs_own_that_a_kill_cut_short_is_named_and_may_go(
-    project: Project, name: str, kept: int
-) -> None:
-    before, recorded = project.digests(), project.lock()
-    file = project.folder / name
-    file.write_bytes(file.read_bytes()[:kept])
-    assert cut_short(project.run("dvc", "repro", fails=True)) == name
-    file.unlink()
-    comes_from_dvcs_cache(project)
-    assert project.digests() == before
-    assert project.lock() == recorded
-
-
-def comes_from_dvcs_cache(project: Project) -> None:
-    """Run `dvc repro`, which must not train. DVC's cache does not keep every stage's outputs."""
-    again = {stage.partition("@")[0] for stage in project.repro()}
-    assert again <= {"evaluate", "compare", "select"}
-
-
-@pytest.mark.slow
-def test_what_a_kill_cut_off_dvc_lock_comes_from_dvcs_cache(project: Project) -> None:
-    before, recorded = project.digests(), project.lock()
-    file = project.folder / "dvc.lock"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for part in (1, len(lines) // 3, len(lines) - 5):
-        file.write_text("".join(lines[:part]), encoding="utf-8")
-        comes_from_dvcs_cache(project)
-        assert project.digests() == before
-        assert project.lock() == recorded
 
 
 def recorded_digests(lock: str) -> dict[str, Any]:

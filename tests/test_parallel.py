@@ -1,7 +1,6 @@
 """`make parallel`: Snakemake side by side runs what DVC alone runs one by one."""
 
 import csv
-import json
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ import yaml
 from tests.conftest import Project, copy_of, stages_run
 from tests.test_interruption import started
 from tests.test_pipeline import UP_TO_DATE
-from tools.faults import cut_short
 
 STAGES = {
     *("download", "subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),
@@ -141,31 +139,8 @@ def test_interrupted_it_ends_and_the_next_run_goes_on(project: Project) -> None:
         command.end()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kept", "hardlink"), [(0, "false"), (1, "true"), (-1, "false")])
-def test_what_a_kill_left_of_dvcs_table_stops_no_stage(
-    project: Project, kept: int, hardlink: str
-) -> None:
-    project.run("dvc", "config", "core.hardlink_lock", hardlink)
-    table = project.folder / ".dvc/tmp/rwlock"
-    for lock in table.parent.glob("*lock"):  # the other kind of lock leaves them
-        lock.unlink()
-    content = json.dumps({"read": {"params.yaml": [{"pid": os.getpid(), "cmd": "dvc repro"}]}})
-    table.write_text(content[:kept], encoding="utf-8")
-    assert cut_short(project.run("dvc", "repro", fails=True)) == ".dvc/tmp/rwlock"
-    # Snakemake reads the Snakefile before each run, and in each job of a cluster.
-    assert "removed .dvc/tmp/rwlock" in project.run("snakemake", "--cores", "2", "--dry-run")
-    assert UP_TO_DATE in project.run("dvc", "repro")
-
-
-def test_dvcs_table_stays_as_long_as_it_is_whole_and_every_stage_is_planned(
-    project: Project,
-) -> None:
-    content = json.dumps({"write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}}})
-    table = project.folder / ".dvc/tmp/rwlock"
-    table.write_text(content, encoding="utf-8")
+def test_every_stage_is_planned(project: Project) -> None:
     printed = project.run("snakemake", "--cores", "2", "--dry-run")
-    assert table.read_text(encoding="utf-8") == content
     assert set(re.findall(r"wildcards: stage=(\S+)", printed)) == STAGES
 
 

@@ -1,42 +1,109 @@
-"""Remove the table of DVC's running stages, where a kill or a full disk has cut it short.
+"""Repair what a kill or a full disk has left of DVC's own files.
 
-DVC rewrites this table in place, and refuses to run anything while it is no JSON (dvc#6097). The
-table only matters while something runs, so nothing is lost. `make repro` and the Snakefile do this;
-before a plain `dvc repro`, `python -m tools.mend` does.
+DVC refuses to run anything in three cases, and this module mends each:
+
+- .dvc/tmp/rwlock, its table of running stages, is cut short: DVC rewrites it in place (dvc#6097).
+  The table matters only while something runs, so it is removed.
+- The table names a process that was killed, but that no parent has waited for. DVC takes such a
+  process for a running one. In a container without an init process that is so for ever.
+- dvc.lock is cut short. What ran since the last commit is in DVC's cache all the same.
+
+`make repro` and the Snakefile do this by themselves. Before a plain `dvc repro`, type
+`python -m tools.mend`.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+from dvc.dvcfile import Lockfile  # type: ignore[import-untyped]
 from dvc.exceptions import DvcException  # type: ignore[import-untyped]
 from dvc.lock import make_lock  # type: ignore[import-untyped]
 from dvc.repo import Repo  # type: ignore[import-untyped]
+from dvc.utils.serialize import EncodingError  # type: ignore[import-untyped]
+from dvc.utils.strictyaml import (  # type: ignore[import-untyped]
+    YAMLSyntaxError,
+    YAMLValidationError,
+)
 
+from stages.support.atomic import replacing, write_json
 from stages.support.errors import InputError, told
+from stages.support.git import git
 
 
 def main() -> None:
-    """Remove the table, if it was cut short; wait for any dvc that is at work."""
+    """Repair the checkout of the current folder; wait for any dvc that is at work."""
     try:
         with Repo(_wait_for_lock=True) as repo, repo.lock:
-            remove_cut_table(repo)
+            mend(repo)
     except DvcException as error:
         raise InputError(str(error)) from None
 
 
-def remove_cut_table(repo: Repo) -> None:
-    """Remove the table of a repository whose lock is held, if the table was cut short."""
-    table = Path(repo.tmp_dir, "rwlock")
+def mend(repo: Repo) -> None:
+    """Repair a repository whose lock is held.
+
+    Raises:
+        InputError: dvc.lock has a merge conflict, which is the user's to resolve.
+    """
+    _mend_table(repo)
+    _mend_lock(Path(repo.root_dir, "dvc.lock"), repo)
+
+
+def _mend_table(repo: Repo) -> None:
+    path = Path(repo.tmp_dir, "rwlock")
     hardlink = repo.config["core"]["hardlink_lock"]
-    with make_lock(f"{table}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
+    with make_lock(f"{path}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
         try:
-            json.loads(table.read_bytes())
+            table = json.loads(path.read_bytes())
         except FileNotFoundError:
-            pass
+            return
         except ValueError:
-            table.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
+            return
+        living = {
+            "read": {
+                name: [reader for reader in readers if not _is_zombie(reader)]
+                for name, readers in table.get("read", {}).items()
+            },
+            "write": {
+                name: writer
+                for name, writer in table.get("write", {}).items()
+                if not _is_zombie(writer)
+            },
+        }
+        if living != table:
+            write_json(path, living)
+            print("removed killed processes from .dvc/tmp/rwlock", file=sys.stderr)
+
+
+def _is_zombie(process: dict[str, Any]) -> bool:
+    try:
+        return bool(psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE)
+    except (psutil.NoSuchProcess, KeyError):
+        return False  # DVC removes these itself.
+
+
+def _mend_lock(path: Path, repo: Repo) -> None:
+    try:
+        Lockfile(repo, str(path)).load()
+    except (EncodingError, YAMLSyntaxError, YAMLValidationError):
+        if b"\n<<<<<<< " in b"\n" + path.read_bytes():
+            raise InputError(
+                "dvc.lock has a merge conflict. Once params.yaml and the code are merged, type\n"
+                "  git checkout HEAD -- dvc.lock metrics\n"
+                "and run the pipeline: DVC's cache has the results of both sides"
+            ) from None
+        if committed := git("-C", str(path.parent), "show", "HEAD:./dvc.lock"):
+            with replacing(path) as file:
+                file.write_text(f"{committed}\n", encoding="utf-8")
+            print("dvc.lock had been cut short, and is as committed again", file=sys.stderr)
+        else:
+            path.unlink()
+            print("removed dvc.lock, which had been cut short", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""`python -m tools.mend`: what `make repro` and the Snakefile repair before they ask DVC."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.conftest import Project, stages_run
+
+MEND = ("python", "-m", "tools.mend")
+TABLE = ".dvc/tmp/rwlock"
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+def assert_nothing_trains(project: Project) -> None:
+    """Run `dvc repro`. DVC's cache does not keep every stage's outputs, but it keeps the models."""
+    again = {stage.partition("@")[0] for stage in project.repro()}
+    assert again <= {"evaluate", "compare", "select"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [MEND, ("snakemake", "--cores", "2", "--dry-run")])
+@pytest.mark.parametrize(("kept", "hardlink"), [(0, "false"), (1, "true"), (-1, "false")])
+def test_a_table_that_a_kill_cut_short_is_removed(
+    project: Project, command: tuple[str, ...], kept: int, hardlink: str
+) -> None:
+    project.run("dvc", "config", "core.hardlink_lock", hardlink)
+    table = project.folder / TABLE
+    for lock in table.parent.glob("*lock"):  # The other kind of lock leaves them.
+        lock.unlink()
+    content = json.dumps({"read": {"params.yaml": [{"pid": os.getpid(), "cmd": "dvc repro"}]}})
+    table.write_text(content[:kept], encoding="utf-8")
+    assert TABLE in project.run("dvc", "repro", fails=True)
+    assert "removed .dvc/tmp/rwlock, which had been cut short" in project.run(*command)
+    assert UP_TO_DATE in project.run("dvc", "repro")
+
+
+def test_a_killed_process_that_nobody_has_waited_for_blocks_no_stage(project: Project) -> None:
+    select = ("dvc", "repro", "--force", "--single-item", "select")
+    with subprocess.Popen(["true"]) as killed:
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+        writer = {"pid": killed.pid, "cmd": "dvc repro"}
+        output = str(project.folder / "metrics/selected.json")
+        content = {"read": {output: [writer]}, "write": {output: writer}}
+        (project.folder / TABLE).write_text(json.dumps(content), encoding="utf-8")
+        assert "is busy, it is being blocked by" in project.run(*select, fails=True)
+        assert "removed killed processes" in project.run(*MEND)
+        assert stages_run(project.run(*select)) == ["select"]
+
+
+def test_whole_files_stay(project: Project) -> None:
+    table, lock = project.folder / TABLE, project.folder / "dvc.lock"
+    writer = {"pid": os.getpid(), "cmd": "dvc repro"}
+    content = json.dumps({"read": {}, "write": {"a": writer}})
+    table.write_text(content, encoding="utf-8")
+    before = lock.read_bytes()
+    assert project.run(*MEND) == ""
+    assert table.read_text(encoding="utf-8") == content
+    assert lock.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [0, 9, -7])
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_lock_that_a_kill_cut_short_costs_no_training(
+    project: Project, kept: int, committed: bool
+) -> None:
+    before, recorded = project.digests(), project.lock()
+    lock = project.folder / "dvc.lock"
+    if not committed:
+        project.run("git", "rm", "--quiet", "--cached", "dvc.lock")
+        project.run("git", "commit", "--quiet", "--message", "without a lock")
+    lock.write_bytes(lock.read_bytes()[:kept])
+    assert "dvc.lock" in project.run("dvc", "repro", fails=True)
+    told = "is as committed again" if committed else "removed dvc.lock"
+    assert told in project.run(*MEND)
+    assert_nothing_trains(project)
+    assert project.digests() == before
+    assert project.lock() == recorded
+
+
+@pytest.mark.slow
+def test_a_cut_between_two_stages_of_the_lock_costs_no_training_either(project: Project) -> None:
+    before, recorded = project.digests(), project.lock()
+    lock = project.folder / "dvc.lock"
+    lines = lock.read_text(encoding="utf-8").splitlines(keepends=True)
+    for part in (1, len(lines) // 3, len(lines) - 5):  # DVC can read all of these.
+        lock.write_text("".join(lines[:part]), encoding="utf-8")
+        assert_nothing_trains(project)
+        assert project.digests() == before
+        assert project.lock() == recorded
+
+
+@pytest.mark.slow
+def test_a_merge_conflict_in_the_lock_is_resolved_by_what_the_message_says(
+    project: Project,
+) -> None:
+    for branch, variant in (("theirs", "sgd"), ("main", "adam")):
+        project.run("git", "checkout", "--quiet", *(["-b"] if branch != "main" else []), branch)
+        with project.params() as params:
+            params["variants"][variant]["lr"] /= 2
+        project.repro()
+        project.commit()
+    merged = project.run("git", "merge", "theirs", fails=True)
+    assert "CONFLICT (content): Merge conflict in dvc.lock" in merged
+    conflict = (project.folder / "dvc.lock").read_bytes()
+    for command in (MEND, ("snakemake", "--cores", "2", "--dry-run")):
+        printed = project.run(*command, fails=True)
+        assert "dvc.lock has a merge conflict" in printed
+        assert (project.folder / "dvc.lock").read_bytes() == conflict
+    remedy = next(line for line in printed.splitlines() if line.startswith("  git checkout"))
+    project.run(*remedy.split())
+    assert_nothing_trains(project)
+    assert UP_TO_DATE in project.run("dvc", "status")
+    project.commit()
+    with project.params() as params:
+        lrs = {name: variant["lr"] for name, variant in params["variants"].items()}
+    assert lrs == {"sgd": 0.005, "adam": 0.0005}
