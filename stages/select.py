@@ -25,8 +25,8 @@ def main(
         curves: the table of the variant's epochs.
         selected_summary: the file to write, for `dvc metrics diff`.
         selected_curves: the file to write, for `dvc plots diff`.
-        selected_variant: the YAML file to write, with the variant's parameters, for
-            `dvc params diff`.
+        selected_variant: the YAML file to write, with the variant's parameters under the one key
+            `selected`, for `dvc params diff`; `dvc exp show --drop selected` hides them.
     """
     params = load_params()
     found = read_table(curves, CurveRow)[0].variant
@@ -36,7 +36,7 @@ def main(
     contents = {
         selected_summary: summary.read_bytes(),
         selected_curves: curves.read_bytes(),
-        selected_variant: yaml.safe_dump(chosen, sort_keys=False).encode(),
+        selected_variant: yaml.safe_dump({"selected": chosen}, sort_keys=False).encode(),
     }
     for path, content in contents.items():
         with replacing(path) as temporary:

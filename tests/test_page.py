@@ -27,6 +27,7 @@ class Page(HTMLParser):
         self.texts: dict[str, list[str]] = defaultdict(list)  # of the legends, by chart
         self.order: list[str] = []  # of the charts and headings
         self.images: list[str] = []
+        self.about = ""
         self._open: list[str] = []  # classes of the elements around
         self._chart = ""
 
@@ -43,7 +44,7 @@ class Page(HTMLParser):
             kind = re.findall(r"mark-(\w+) role-mark", around)[-1]
             self.marks[self._chart][kind] += 1
         if tag not in ("meta", "br", "img", "link", "input"):
-            self._open.append(given.get("class", tag))
+            self._open.append(given.get("class") or given.get("id") or tag)
 
     def handle_endtag(self, tag: str) -> None:
         """Leave the element."""
@@ -54,7 +55,9 @@ class Page(HTMLParser):
         """Note a heading or a legend's name."""
         if "role-legend-label" in " ".join(self._open):
             self.texts[self._chart].append(data)
-        elif self._open and self._open[-1] in ("h2", "summary"):
+        elif self._open and self._open[-1] == "about":
+            self.about += data
+        elif self._open and self._open[-1] == "h2":
             self.order.append(data)
 
 
@@ -114,48 +117,63 @@ def test_the_page_shows_every_chart_and_tells_the_story_in_order(shown: Project)
         assert page.marks[f"metrics_curves_{variant}_csv"] == {"line": 2, "symbol": 4}
         assert page.texts[f"metrics_curves_{variant}_csv"] == ["train_accuracy", "test_accuracy"]
         assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 100
-    assert {*page.marks} == CURVES | OF_VARIANT  # what is folded away is not drawn yet
-    figures = (shown.folder / "metrics/figures").glob("*.png")
-    assert len(page.images) == len([*figures]) > 0
+    assert {*page.marks} == CURVES | OF_VARIANT
+    # The other figures repeat the charts.
+    assert [re.sub(r".*_figures_", "", source) for source in page.images] == [
+        *("modes.png", "gradients.png", "digits.png")
+    ]
     for source in page.images:
         assert (shown.folder / "dvc_plots" / source).is_file()
     told = ["The variants beside each other", "Test_accuracy"]
-    told += ["Training mode beside evaluation mode", "metrics_figures_modes_png"]
     told += ["Variant by variant", "metrics_curves_sgd_csv"]
+    told += ["Training mode beside evaluation mode", "metrics_figures_modes_png"]
+    told += ["Gradients, layer by layer", "metrics_figures_gradients_png"]
     told += ["Which digit is taken for which", "metrics_confusion_sgd_csv"]
-    told += ["Figures", "metrics_figures_accuracy_png"]
-    told += ["What DVC adds by itself", "metrics_selected_csv"]
+    told += ["The images", "metrics_figures_digits_png"]
     assert [one for one in page.order if one in told] == told
+    assert page.about.startswith("A point is an epoch.")
 
 
-def test_what_dvc_adds_is_drawn_when_it_is_unfolded(shown: Project, tmp_path: Path) -> None:
-    page = changed(shown, tmp_path, "<details>", "<details open>")
-    # So much that the browser tells what is open before it gets there.
-    late = f"<!--{'x' * 8_000_000}--><script>"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(late.join(text.rsplit("<script>", 1)), encoding="utf-8")
-    assert browse(page).marks["metrics_selected_csv"] == {"line": 1, "symbol": 2}
+def test_a_chart_that_a_user_adds_is_shown(prepared: Project) -> None:
+    pipeline = prepared.folder / "dvc.yaml"
+    chart = "- My chart: {template: variants, x: epoch, y: {metrics/curves.csv: seen_loss}}\n"
+    pipeline.write_text(pipeline.read_text("utf-8") + chart, encoding="utf-8")
+    prepared.run("dvc", "plots", "show")
+    page = browse(prepared.folder / "dvc_plots/index.html")
+    assert page.marks["My_chart"] == {"line": 2, "symbol": 4}
+    assert page.order[page.order.index("More charts") + 1] == "My_chart"
 
 
-def test_the_page_of_two_revisions_begins_with_their_comparison(prepared: Project) -> None:
+def test_of_two_variants_only_what_differs_is_shown(prepared: Project) -> None:
     prepared.run("python", "-m", "tools.variants")
     prepared.run("dvc", "plots", "diff", *VARIANTS)
     page = browse(prepared.folder / "dvc_plots/index.html")
-    assert page.marks["metrics_selected_csv"] == {"line": 2, "symbol": 4}
+    assert dict(page.marks) == {"metrics_selected_csv": {"line": 2, "symbol": 4}}
     assert page.texts["metrics_selected_csv"] == VARIANTS
-    compared, variants = "The revisions compared", "The variants beside each other"
-    story = (compared, "metrics_selected_csv", variants, "Test_accuracy")
-    assert [one for one in page.order if one in story] == [*story]
+    assert page.images == []
+    assert page.about.endswith("All other charts are the same in these revisions, and not shown.")
+
+
+def test_of_two_commits_the_charts_are_shown_with_both(prepared: Project) -> None:
+    for path in ("metrics/curves.csv", "metrics/confusion/sgd.csv"):
+        table = prepared.folder / path
+        table.write_text(re.sub(r"\d$", "0", table.read_text("utf-8"), flags=re.MULTILINE), "utf-8")
+    curves = prepared.folder / "metrics/curves.csv"
+    curves.write_text(re.sub(r"0\.\d+", "0.5", curves.read_text("utf-8")), encoding="utf-8")
+    prepared.run("dvc", "plots", "diff", "HEAD")
+    page = browse(prepared.folder / "dvc_plots/index.html")
     for chart in CURVES:
         assert page.marks[chart] == {"line": 4, "symbol": 8}  # of both revisions
         assert page.texts[chart][:2] == VARIANTS
-    for variant in VARIANTS:
-        assert page.marks[f"metrics_confusion_{variant}_csv"]["rect"] == 200
+    assert page.marks["metrics_confusion_sgd_csv"]["rect"] == 200
+    assert "metrics_confusion_adam_csv" not in page.marks
+    assert len(page.images) == 2 * 3
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Project, tmp_path: Path) -> None:
     measure = """<script>setTimeout(() => {
-        const pictures = [...document.querySelectorAll("svg, img")];
+        // A figure may be wider than its frame, in which it is pushed aside.
+        const pictures = [...document.querySelectorAll("svg, .charts > div")];
         const edges = pictures.map(picture => picture.getBoundingClientRect().right);
         const told = document.createElement("h2");
         told.textContent = `${edges.length} to ${Math.max(...edges)}`;
@@ -179,6 +197,7 @@ def test_several_seeds_have_a_mean_and_a_band(prepared: Project) -> None:
     page = browse(prepared.folder / "dvc_plots/index.html")
     for chart in CURVES:
         assert page.marks[chart] == {"area": 2, "line": 2, "symbol": 8}
+    assert "a band its standard deviation" in page.about
 
 
 def test_what_the_page_would_fetch_is_an_error(shown: Project, tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """dvc.yaml as it stands, read by dvc as it is: what reruns, what is the same, what stops."""
 
+import io
 import json
 import math
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stages.learning.device import choose_precision
+from stages.learning.history import EpochRow
 from stages.reporting.summary import Summary
 from stages.support.atomic import write_json
 from stages.support.errors import InputError
+from stages.support.tables import read_table
 from tests.conftest import Project, stages_run
 from tools import progress, variants
 
@@ -39,13 +45,6 @@ def readers_of_changes(project: Project) -> dict[str, set[str]]:
     return dict(readers)
 
 
-def edit(project: Project, *names: str) -> None:
-    """Append a comment to modules of the project."""
-    for name in names:
-        with (project.folder / name).open("a", encoding="utf-8") as module:
-            module.write("# edited\n")
-
-
 def rewrite(path: Path, content: str) -> None:
     """Replace a result, which may be a link into DVC's cache."""
     path.unlink()
@@ -58,23 +57,10 @@ def stage_again(project: Project, stage: str) -> None:
     project.stage(name, *arguments)
 
 
-def test_everything_is_made_and_a_second_run_does_nothing(project: Project) -> None:
-    names = set(project.digests())
-    for variant in ("sgd", "adam"):
-        assert f"models/{variant}/0.safetensors" in names
-        assert f"metrics/history/{variant}/0.csv" in names
-        assert f"metrics/summary/{variant}.json" in names
-        assert f"metrics/uncertainty/{variant}.json" in names
-        assert f"metrics/curves/{variant}.csv" in names
-        assert f"metrics/confusion/{variant}.csv" in names
-        assert (project.folder / f"metrics/timing/{variant}/0.csv").exists()
-    assert {"data/raw/t10k-labels-idx1-ubyte", "data/subset/test.safetensors"} <= names
-    assert {"metrics/curves.csv", "metrics/selected.csv", "metrics/selected.json"} <= names
-    assert {"metrics/selected.yaml", "models/selected.safetensors"} <= names
-    assert len([name for name in names if name.startswith("metrics/figures/")]) == 6
-    assert not [name for name in names if name.endswith((".tmp", ".gitignore"))]
+def test_a_second_run_does_nothing_and_nothing_temporary_is_left(project: Project) -> None:
     assert UP_TO_DATE in project.run("dvc", "repro")
     assert project.run("git", "status", "--porcelain") == ""
+    assert not [*project.folder.glob("m*s/**/*.tmp"), *project.folder.glob("data/**/*.tmp")]
 
 
 def test_running_from_scratch_gives_the_same_bytes(
@@ -88,10 +74,9 @@ def test_running_from_scratch_gives_the_same_bytes(
 
 
 def test_an_edit_makes_exactly_the_stages_stale_that_the_room_says(project: Project) -> None:
-    modules = [*project.folder.glob("stages/**/*.py")]
-    edit(project, *(str(module.relative_to(project.folder)) for module in modules))
-    learning = project.folder / "stages/learning"
-    (learning / "schedule.py").touch()  # a folder is a dependency with whatever it has
+    for module in project.folder.glob("stages/**/*.py"):  # of stages/support too
+        module.write_text(f"{module.read_text(encoding='utf-8')}# edited\n", encoding="utf-8")
+    (project.folder / "stages/learning/schedule.py").touch()
     assert readers_of_changes(project) == {
         "stages/download.py": {"download"},
         "stages/subset.py": {"subset"},
@@ -110,30 +95,30 @@ def test_an_edit_makes_exactly_the_stages_stale_that_the_room_says(project: Proj
     }
 
 
-def test_an_edit_in_learning_makes_every_training_stale(project: Project) -> None:
-    edit(project, "stages/learning/kernels.py")
-    assert project.stale() == TRAININGS | EVALUATIONS
-
-
-def test_an_edit_of_what_only_carries_makes_nothing_stale(project: Project) -> None:
-    errors = project.folder / "stages/support/errors.py"
-    text = errors.read_text(encoding="utf-8")
-    errors.write_text(text.replace("out of memory;", "no memory left;"), encoding="utf-8")
-    edit(project, "stages/__main__.py", "stages/support/params.py", "stages/support/tables.py")
-    assert len(project.run("git", "status", "--porcelain").splitlines()) == 4
-    assert UP_TO_DATE in project.run("dvc", "status")
-
-
-def test_a_learning_rate_concerns_only_its_variant_and_going_back_nothing(
-    project: Project,
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        (
+            lambda params: params["variants"]["sgd"].update(lr=1e-05),  # a text to YAML 1.1
+            {"train@sgd-0", "compare"},
+        ),
+        (
+            lambda params: params["variants"]["adam"].update(lr=0.002),
+            {"train@adam-0", "compare", "select"},
+        ),
+        (
+            lambda params: params["seeds"].append(1),
+            {"train@sgd-1", "train@adam-1", "compare"} | EVALUATIONS,
+        ),
+    ],
+    ids=["a learning rate", "that of the selected variant", "a seed"],
+)
+def test_a_parameter_concerns_its_trainings_alone_and_going_back_none(
+    change: Callable[[dict[str, Any]], None], stale: set[str], project: Project
 ) -> None:
     with project.params() as params:
-        params["variants"]["sgd"]["lr"] = 1e-05  # which YAML 1.1 reads as a text
-    assert project.stale() == {"train@sgd-0", "compare"}
-    with project.params() as params:
-        params["variants"]["sgd"]["lr"] = 0.01
-        params["variants"]["adam"]["lr"] = 0.002  # the selected variant
-    assert project.stale() == {"train@adam-0", "compare", "select"}
+        change(params)
+    assert project.stale() == stale
     project.run("git", "checkout", "--quiet", "params.yaml")
     assert project.stale() == set()
 
@@ -161,13 +146,6 @@ def test_a_changed_pin_makes_trainings_stale_and_params_diff_shows_it(project: P
     diff = json.loads(project.run("dvc", "params", "diff", "--json"))
     pinned = diff["pyproject.toml"]["dependency-groups.pinned"]
     assert pinned["old"].replace("==", "==9.") == pinned["new"] != pinned["old"]
-
-
-def test_a_seed_trains_only_itself(project: Project) -> None:
-    with project.params() as params:
-        params["seeds"] = [0, 1]
-    new = {"train@sgd-1", "train@adam-1"}
-    assert project.stale() == new | EVALUATIONS | {"compare"}
 
 
 def test_a_variant_trains_only_itself_and_is_drawn_and_selected_like_the_others(
@@ -206,9 +184,9 @@ def test_variants_are_compared_without_training_even_in_a_plain_clone(
         assert params["params.yaml"] == {"variant": {"old": "sgd", "new": "adam"}}
         compared = params["metrics/selected.yaml"]
         assert {key: (value["old"], value["new"]) for key, value in compared.items()} == {
-            "optimizer": ("sgd", "adam"),
-            "lr": (0.01, 0.001),
-            "momentum": (0.9, None),
+            "selected.optimizer": ("sgd", "adam"),
+            "selected.lr": (0.01, 0.001),
+            "selected.momentum": (0.9, None),
         }
         charts = clone.run("dvc", "plots", "diff", "sgd", "adam", "--json")
         points = chart_points(charts, "metrics/selected.csv")
@@ -288,85 +266,51 @@ def test_variants_of_machines_with_different_precisions_are_not_compared(
     assert project.stale() >= TRAININGS
 
 
-def test_metrics_show_fits_a_terminal_and_has_the_same_columns_for_all(project: Project) -> None:
-    names = ("sigmoid-without-drop", "sgd-slow-but-steady_")
-    assert [len(name) for name in names] == [20, 20]
+def test_metrics_show_fits_a_terminal_though_names_and_numbers_are_long(project: Project) -> None:
+    names = ("sigmoid-without-drop", "sgd-slow-but-steady_")  # 20 letters
     with project.params() as params:
         params["variants"] = dict(zip(names, params["variants"].values(), strict=True))
         params["variant"] = names[0]
-    third = 1 / 3
-    wide = Summary(
-        accuracy=third,
-        loss=1234 + third,
-        best=third,
-        best_epoch=10 + third,
-        falls=third,
-        train=third,
-    )
+    keys = sorted(Summary.model_fields)
     for path in (*(f"summary/{name}" for name in names), "selected"):
-        write_json(project.folder / f"metrics/{path}.json", wide.model_dump())
+        write_json(project.folder / f"metrics/{path}.json", dict.fromkeys(keys, 1000 + 1 / 3))
     header, *lines = project.run("dvc", "metrics", "show").splitlines()
-    assert header.split() == ["Path", *sorted(Summary.model_fields)]
-    assert sorted(line.split()[0] for line in lines) == [
-        "metrics/selected.json",
-        *sorted(f"metrics/summary/{name}.json" for name in names),
-    ]
-    assert all("-" not in line.split()[1:] for line in lines)
+    assert header.split() == ["Path", *keys]
+    assert len(lines) == 3
     assert 100 < max(map(len, lines)) <= 120
 
 
-def lines_of_progress(project: Project, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def lines_of_progress(project: Project) -> list[str]:
     """Return what `make progress` prints."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.chdir(project.folder)
         progress.main()
-    return capsys.readouterr().out.splitlines()
+    return printed.getvalue().splitlines()
 
 
-def test_progress_is_told_while_it_grows(
-    finished: Project, capsys: pytest.CaptureFixture[str]
+def test_progress_tells_epochs_and_accuracies_from_checkpoints_or_from_results(
+    project: Project,
 ) -> None:
-    *lines, widest = lines_of_progress(finished, capsys)
+    rows = read_table(project.folder / "metrics/history/adam/0.csv", EpochRow)
+    accuracies = [f"{row.test_accuracy:.4f}" for row in rows]
+    lines = lines_of_progress(project)
+    assert lines[0].split()[:6] == ["sgd", "seed", "0", "2", "of", "2"]
+    assert lines[1].split() == ["adam", "seed", "0", "2", "of", "2", "epochs", *accuracies]
     # The most that Wilson's interval reaches, at one half; of 12 images.
     half = 1.959964 / (2 * math.sqrt(12 + 1.959964**2))
-    assert widest.startswith(f"± {half:.4f} at most: ")
-    assert [line.split()[:5] for line in lines] == [
-        ["sgd", "seed", "0", "2", "of"],
-        ["adam", "seed", "0", "2", "of"],
-    ]
-    history = (finished.folder / "metrics/history/adam/0.csv").read_text(encoding="utf-8")
-    rows = history.splitlines()
-    column = rows[0].split(",").index("test_accuracy")
-    accuracies = [f"{float(row.split(',')[column]):.4f}" for row in rows[1:]]
-    assert lines[1].split()[-2:] == accuracies
-
-
-def test_progress_of_none_and_of_no_checkpoint(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # A new training has neither a checkpoint nor a history.
-    for result in ("sgd/0.safetensors", "../metrics/history/sgd/0.csv"):
-        (project.folder / ".checkpoints" / result).unlink()
-    assert "seed 0   0 of 2 epochs" in "\n".join(lines_of_progress(project, capsys))
-    (project.folder / ".checkpoints/sgd/0.safetensors").write_text("none", encoding="utf-8")
-    with pytest.raises(InputError, match="is not a checkpoint"):
-        lines_of_progress(project, capsys)
-
-
-def test_progress_knows_what_is_finished_although_no_checkpoint_is_there(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with_checkpoints = lines_of_progress(project, capsys)
-    shutil.rmtree(project.folder / ".checkpoints")
-    assert lines_of_progress(project, capsys) == with_checkpoints
+    assert lines[2].startswith(f"± {half:.4f} at most: ")
+    checkpoints = project.folder / ".checkpoints"
+    shutil.rmtree(checkpoints)
+    assert lines_of_progress(project) == lines
     with project.params() as params:
-        params["variants"]["sgd"]["lr"] = 0.5
-    assert "seed 0   0 of 2 epochs" in lines_of_progress(project, capsys)[0]
+        params["variants"]["sgd"]["lr"] = 0.5  # results of another training are none of this one
+    assert lines_of_progress(project)[0].endswith("seed 0   0 of 2 epochs")
+    (project.folder / "metrics/history/adam/0.csv").unlink()
+    assert lines_of_progress(project)[1].endswith("seed 0   0 of 2 epochs")
 
 
-def test_progress_names_a_damaged_subset(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rewrite(project.folder / "data/subset/test.safetensors", "no tensors")
-    with pytest.raises(InputError, match=r"^data/subset/test\.safetensors"):
-        lines_of_progress(project, capsys)
+@pytest.mark.parametrize("name", [".checkpoints/sgd/0.safetensors", "data/subset/test.safetensors"])
+def test_progress_names_a_damaged_file(name: str, project: Project) -> None:
+    rewrite(project.folder / name, "no tensors")
+    with pytest.raises(InputError, match=f"^{re.escape(name)}"):
+        lines_of_progress(project)

@@ -32,9 +32,8 @@ def sample_digits(split: Split) -> Figure:
     for row, label in enumerate(labels):
         for column, image in enumerate(split.images[split.labels == label][:DIGITS_IN_ROW, 0]):
             canvas[row * side :, column * side :][:side, :side] = image
-    figure = Figure(
-        figsize=(WIDTH * 0.6, WIDTH * 0.6 * len(labels) / DIGITS_IN_ROW + 0.5), layout="constrained"
-    )
+    # Half an inch for each image, and the title.
+    figure = Figure(figsize=(5.5, 0.5 * len(labels) + 0.4), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(canvas, cmap="gray")
     axes.set_yticks(
