@@ -1,4 +1,4 @@
-"""What the guide says about sharing a model, a big disk, and a table of experiments, typed."""
+"""What the guide says is typed, and its Python is run."""
 
 import fcntl
 import os
@@ -7,19 +7,75 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from stages.learning.idx import parse
+from stages.learning.split import load_split
+from stages.learning.weights import load_network
 from stages.support.digests import short_sha256
 from tests.conftest import CHECKOUT, Project, stages_run
 from tests.test_mend import UP_TO_DATE
 
+GUIDE = (CHECKOUT / "docs/guide.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.+?)```", GUIDE, re.DOTALL)
 EXP_SHOW = (
     "dvc exp show --only-changed --drop 'metrics|models|selected' --keep '.*selected.json:accuracy'"
 )
+
+
+def snippet(text: str) -> str:
+    """Return the guide's only Python that has a text."""
+    (found,) = (str(code) for code in PYTHON if text in code)
+    return found
+
+
+def run_python(code: str, folder: Path, path: Path | None = None) -> str:
+    """Run code in a folder, where it may import what is in a path, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(path or "")}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    return subprocess.check_output(command, cwd=folder, env=environment, text=True)
+
+
+def test_pictures_in_folders_become_a_source(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8)
+    for split in ("train", "test"):
+        for label, pixels in enumerate(drawn):
+            picture = tmp_path / f"pictures/{split}/{label}/a.png"
+            picture.parent.mkdir(parents=True)
+            Image.fromarray(pixels).save(picture)
+    run_python(snippet("write_idx"), tmp_path)
+    for prefix in ("train", "t10k"):
+        images, labels = (
+            parse(name, (tmp_path / "my-digits" / name).read_bytes())
+            for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+        )
+        np.testing.assert_array_equal(images, drawn)
+        assert labels.tolist() == [*range(10)]
+
+
+@pytest.mark.slow
+def test_the_model_is_used_from_python_and_without_this_repository(
+    project: Project, tmp_path: Path
+) -> None:
+    folder = project.folder
+    printed = run_python(snippet("predict(network"), folder, path=folder)
+    assert printed.startswith("[3]\ntensor(")  # the first label of the tests' subset
+
+    run_python(snippet("torch.export.save"), folder, path=folder)
+    exported = folder / "digit-classifier.pt2"
+    elsewhere = exported.rename(tmp_path / exported.name)
+    assert run_python(snippet("torch.export.load"), tmp_path).count("[") == 1 + 5
+    network = load_network(folder / "models/selected.safetensors").eval()
+    images = torch.from_numpy(load_split(folder / "data/subset", "test").images)
+    assert torch.equal(torch.export.load(elsewhere).module()(images), network(images))
 
 
 def in_a_terminal(project: Project, command: str, columns: int) -> list[str]:
@@ -58,7 +114,7 @@ def test_experiments_are_shown_with_what_changed_in_120_columns(project: Project
     assert re.search(r" 3 +0.001 ", rows["longer"])
     assert re.search(r" 3 +0.00025 ", rows["slower"])
     assert "…" not in "".join(lines)
-    assert EXP_SHOW in (CHECKOUT / "docs/guide.md").read_text(encoding="utf-8")
+    assert EXP_SHOW in GUIDE
 
 
 @pytest.mark.slow
