@@ -14,9 +14,6 @@ from bench.workers import load_images
 from stages.support import machine
 from stages.support.errors import told
 
-RESULTS = Path("bench/results.json")
-CHART = Path("bench/results.png")
-
 
 def main() -> None:
     """Measure, print, and write bench/results.json and a bar chart."""
@@ -58,9 +55,10 @@ def main() -> None:
     if options.memory:
         results["whole_epoch_memory_bytes"] = epoch.whole_epoch_memory([*results["contenders"]])
     print(tables(results))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(results).savefig(CHART, dpi=150)
+    folder = Path("bench")
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draw(results).savefig(folder / "results.png", dpi=150)
 
 
 if __name__ == "__main__":

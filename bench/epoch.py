@@ -47,22 +47,20 @@ def road(images: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def epochs(names: Sequence[str], images: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Time an epoch of each contender, in turns.
+    """Return of each contender the median seconds of an epoch, and the most bytes held.
 
-    Returns:
-        for each the median seconds of a whole epoch, extrapolated if these are fewer images, and
-        the most memory held, in bytes.
+    They take turns. The seconds are extrapolated to a whole epoch if these are fewer images.
     """
     with running(*((name, images, torch.get_num_threads()) for name in names)) as workers:
         medians = in_turns(workers, rounds)
         memory = [ask("memory", worker)[0] for worker in workers]
     results = {}
-    for name, (train, evaluate), held in zip(names, medians, memory, strict=True):
-        train_seconds, evaluate_seconds = train * IMAGES / images, evaluate * 2 * IMAGES / images
+    for name, median, held in zip(names, medians, memory, strict=True):
+        train, evaluate = median[0] * IMAGES / images, median[1] * 2 * IMAGES / images
         results[name] = {
-            "train_seconds": train_seconds,
-            "evaluate_seconds": evaluate_seconds,
-            "epoch_seconds": train_seconds + evaluate_seconds,
+            "train_seconds": train,
+            "evaluate_seconds": evaluate,
+            "epoch_seconds": train + evaluate,
             "peak_memory_bytes": held,
         }
     return results

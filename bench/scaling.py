@@ -67,6 +67,8 @@ def write_graph(folder: Path, seeds: int, files: int) -> None:
     models, metrics = "models/${item.variant}", "metrics/${item.variant}"
     model = f"{models}/${{item.seed}}"
     (folder / "metrics").mkdir()
+    for variant in VARIANTS:
+        (folder / "models" / variant).mkdir(parents=True)
     everything = [f"metrics/{variant}" for variant in VARIANTS]
     shared = {
         "subset": {"cmd": "echo > subset", "outs": ["subset"]},
@@ -75,8 +77,6 @@ def write_graph(folder: Path, seeds: int, files: int) -> None:
     make_repository(folder, shared)
     for number in range(files):
         variants = VARIANTS[number::files]
-        for variant in variants:
-            (folder / "models" / variant).mkdir(parents=True)
         stages = {
             "train": {
                 "matrix": {"variant": variants, "seed": [*range(seeds)]},

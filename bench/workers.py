@@ -45,10 +45,8 @@ def running(*settings: tuple[str, int, int]) -> Iterator[list[ProcessPoolExecuto
 def ask(question: str, *workers: ProcessPoolExecutor) -> list[float]:
     """Ask the workers at once, and wait for all of them.
 
-    Args:
-        question: "train" or "evaluate", answered with the seconds that this took; "memory", with
-            the most bytes held so far; "before", with those held before there was a network.
-        workers: of `running`.
+    To "train" and "evaluate" they answer with the seconds that this took, to "memory" with the most
+    bytes held so far, to "before" with those held before there was a network.
     """
     answers = [worker.submit(_answer, question) for worker in workers]
     return [answer.result() for answer in answers]
@@ -84,11 +82,7 @@ def _answer(question: str) -> float:
 
 
 def load_images(count: int) -> Images:
-    """Return so many training images of the subset, of all classes alike.
-
-    Raises:
-        InputError: there are fewer.
-    """
+    """Return so many training images, of all classes alike, or raise an InputError."""
     split = load_split(SUBSET, "train")
     if len(split.labels) < count:
         raise InputError(f"{SUBSET} has {len(split.labels)} training images, {count} are wanted")

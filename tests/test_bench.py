@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,12 @@ from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from bench import __main__ as command
 from bench import contenders, epoch, layers, pipeline, saving, scaling, workers
-from bench.contenders import CONTENDERS, NETWORK, ROAD, plain_network
+from bench.contenders import CONTENDERS, NETWORK, ROAD
 from bench.report import draw, tables
 from stages.learning.inference import Images
 from stages.learning.loop import set_seed
 from stages.learning.network import layers_with_weights, vgg
-from stages.learning.split import SPLITS, save_split
-from stages.subset import choose
+from stages.learning.split import SPLITS, Split, save_split
 from stages.support.errors import InputError
 from stages.support.params import CLASSES, Architecture
 from tests.conftest import CHECKOUT, Project
@@ -41,45 +41,25 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, to work in, with 20 images a split."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
-    labels = np.repeat(np.arange(10, dtype=np.uint8), 2)
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 32, 32), np.uint8)
+    split = Split(images, labels=np.repeat(np.arange(10), 2), index=np.arange(20))
     for name in SPLITS:
-        chosen = choose(name, images, labels, [*range(10)], 2, 2)
-        save_split(tmp_path / f"data/subset/{name}.safetensors", chosen)
+        save_split(tmp_path / f"data/subset/{name}.safetensors", split)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     return tmp_path
 
 
-def split() -> Images:
-    """Return images and labels that can be learned, of one batch."""
-    set_seed(0, epoch=0)
-    labels = torch.arange(40) % 10
-    brightness = 10 + 25 * labels[:, None, None, None]
-    images = torch.randint(0, 256, (40, 1, 32, 32)) * brightness // 256
-    return Images(images.to(torch.uint8), labels)
-
-
-@pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("taken", [ROAD[:end] for end in range(len(ROAD) + 1)], ids=len)
-@torch.no_grad()
-def test_every_network_of_the_road_computes_what_the_pipelines_does(taken: list[str]) -> None:
-    ours = vgg(contenders.NETWORK, 32, "relu", 0.5, "none", "fp32")
-    plain = plain_network(taken)
-    weights = ours.state_dict().values()
-    plain.load_state_dict(dict(zip(plain.state_dict(), weights, strict=True)))
-    images = split().images
-    expected = ours.eval()(images)
-    assert torch.allclose(plain.eval()(images.float()), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if not name.startswith("peak")])
-def test_every_contender_learns_what_the_notebooks_loop_does(name: str) -> None:
+def test_every_contender_computes_and_learns_what_the_notebooks_loop_does(name: str) -> None:
     def losses(name: str) -> tuple[float, float]:
-        data = split()
+        set_seed(0, epoch=0)
+        labels = torch.arange(40) % 10  # one batch
+        brightness = 10 + 25 * labels[:, None, None, None]
+        images = torch.randint(0, 256, (40, 1, 32, 32)) * brightness // 256
         set_seed(0, epoch=0)  # decides the first weights
-        train, evaluate = cast(Any, CONTENDERS[name](data))
+        train, evaluate = cast(Any, CONTENDERS[name](Images(images.to(torch.uint8), labels)))
         _, before = evaluate()
         for _ in range(10):  # in more steps, Adam makes much of another rounding
             train()
@@ -123,12 +103,7 @@ def test_a_worker_measures_and_its_death_is_told() -> None:
 def fake_epochs(names: list[str], images: int, rounds: int) -> dict[str, dict[str, float]]:
     """Let the first of the contenders take 64 seconds, and each other half of the one before."""
     return {
-        name: {
-            "train_seconds": 48 / 2**position,
-            "evaluate_seconds": 16 / 2**position,
-            "epoch_seconds": 64 / 2**position,
-            "peak_memory_bytes": 1e9,
-        }
+        name: {"train_seconds": 48 / 2**position, "epoch_seconds": 64 / 2**position}
         for position, name in enumerate(names)
     }
 
@@ -143,8 +118,8 @@ def test_contenders_are_compared_with_the_notebook_and_steps_with_the_one_before
     train, evaluate = epoch.operations()
     # Twice the images that were multiplied for: an epoch has 6000.
     assert results["peak_flops"] == {"fp32": 2 * 5 * 2 * 2048**3 / 6}
-    assert [row["ratio"] for row in contenders.values()] == [1, 2, 4]
     assert [*contenders] == ["notebook", "DataLoader", "pipeline fp32"]
+    assert [row["ratio"] for row in contenders.values()] == [1, 2, 4]
     for row in contenders.values():
         assert row["flops"] * row["epoch_seconds"] == pytest.approx(6000 * (train + 2 * evaluate))
         assert row["fraction_of_peak"] == row["flops"] / results["peak_flops"]["fp32"]
@@ -169,9 +144,10 @@ def test_the_committed_results_are_told_and_drawn() -> None:
 
 
 @pytest.mark.slow
-def test_it_measures_tabulates_and_draws(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_measured_tabulated_and_drawn(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    done = bench("--images", "20", "--rounds", "1")
+    arguments = [sys.executable, "-m", "bench", "--images", "20", "--rounds", "1"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads((small / "bench/results.json").read_text(encoding="utf-8"))
     assert {"notebook", "DataLoader", "pipeline fp32"} <= results["contenders"].keys()
@@ -181,12 +157,6 @@ def test_it_measures_tabulates_and_draws(small: Path, monkeypatch: pytest.Monkey
     assert [*results["growth"]] == ["5", "10", "20"]
     assert results["side_by_side"]["ratio"] > 0
     assert (small / "bench/results.png").read_bytes().startswith(b"\x89PNG")
-
-
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    arguments = [sys.executable, "-m", "bench", *options]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -231,7 +201,7 @@ def test_what_saving_costs_is_told_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_what_dvc_and_the_subset_take_is_told(
+def test_what_dvc_and_the_subset_take_is_told_unless_something_is_to_do(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "TURNS", 1)
@@ -241,14 +211,8 @@ def test_what_dvc_and_the_subset_take_is_told(
     assert re.search(r"nothing to do: [\d.]+ s; .* as many stages, 9: [\d.]+ s; ratio \d", printed)
     assert re.search(r"The subset of all images of data/raw: [\d.]+ s, [1-9]\d* MB", printed)
     assert project.stale() == set()
-
-
-def test_what_dvc_takes_is_not_told_while_something_is_to_do(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
     with project.params() as params:
         params["variant"] = "sgd"
-    monkeypatch.chdir(project.folder)
     with pytest.raises(InputError, match="there is something to do"):
         pipeline.main()
 
@@ -284,16 +248,18 @@ def test_what_a_large_graph_takes_is_told(
 
 
 @pytest.mark.parametrize(
-    ("options", "answer"),
+    ("main", "options", "answer"),
     [
-        (["--images", "3"], "--images must be at least 4"),
-        (["--rounds", "0"], "--rounds at least 1"),
-        (["--images", "all"], "invalid int value: 'all'"),
-        (["--images", "21"], "data/subset has 20 training images, 21 are wanted"),
-        (["--images", "20", "--memory"], "has 20 training images, 6000 are wanted"),
+        (command.main, ["--images", "3"], "--images must be at least 4"),
+        (command.main, ["--rounds", "0"], "--rounds at least 1"),
+        (command.main, ["--images", "21"], "data/subset has 20 training images, 21 are wanted"),
+        (command.main, ["--images", "20", "--memory"], "has 20 training images, 6000 are wanted"),
+        (scaling.main, ["15", "1", "1"], "trainings come in multiples of 10, jobs from 1"),
+        (scaling.main, ["10", "0", "1"], "trainings come in multiples of 10, jobs from 1"),
     ],
 )
 def test_a_wrong_option_is_answered(
+    main: Callable[[], None],
     options: list[str],
     answer: str,
     small: Path,
@@ -302,16 +268,6 @@ def test_a_wrong_option_is_answered(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", *options])
     with pytest.raises((InputError, SystemExit)) as raised:
-        command.main()
+        main()
     assert answer in f"{raised.value}{capsys.readouterr().err}"
     assert not (small / "bench").exists()
-
-
-@pytest.mark.parametrize("options", [["15", "1", "1"], ["0", "1", "1"], ["10", "0", "1"]])
-def test_a_wrong_number_of_trainings_or_jobs_is_answered(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench.scaling", *options])
-    with pytest.raises(SystemExit):
-        scaling.main()
-    assert "trainings come in multiples of 10, jobs from 1" in capsys.readouterr().err
