@@ -5,21 +5,28 @@ PYTHON ?= python3
 # DVC runs a stage's command as it stands in dvc.yaml, so `python` must be the environment's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env repro parallel progress plots test test-all lint variants table smoke faults evidence bench bench-short clean
+.PHONY: help env env-all repro parallel progress plots test test-all lint variants table smoke faults evidence bench bench-short clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# The stamp is newer than both files exactly when the environment is up to date.
+# A stamp is newer than both files exactly when its part of the environment is up to date. The
+# pipeline needs few packages; Snakemake and the tools for tests come when a target needs them.
+PIP := .venv/bin/python -m pip
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ...")'
-	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --upgrade 'pip>=25.1'
-	.venv/bin/python -m pip install --group dev --constraint constraints.txt
+	$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --group pipeline --constraint constraints.txt
+	touch $@
+
+.venv/.stamp-all: .venv/.stamp
+	$(PIP) install --group dev --constraint constraints.txt
 	touch $@
 
 env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
+env-all: .venv/.stamp-all  ## the same, with Snakemake and all that tests need
 
 # Where DVC finds the page of its charts with their library in it; without it, they need a network.
 .dvc/plots/page.html: .venv/.stamp tools/page.py tools/page.html
@@ -33,7 +40,7 @@ repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what cha
 PROCESSORS := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS ?= $(PROCESSORS)
 
-parallel: .venv/.stamp .dvc/plots/page.html  ## as repro, with JOBS=N stages at a time that share the processors
+parallel: .venv/.stamp-all .dvc/plots/page.html  ## as repro, with JOBS=N stages at a time that share the processors
 	@[[ '$(JOBS)' =~ ^[1-9][0-9]*$$ ]] || { echo 'JOBS is a number, 1 or more: not $(JOBS)' >&2; exit 2; }
 	threads=$$(($(PROCESSORS) < $(JOBS) ? 1 : $(PROCESSORS) / $(JOBS))); \
 	snakemake --cores $$(($(JOBS) * threads)) --set-threads train=$$threads evaluate=$$threads
@@ -44,16 +51,17 @@ progress: .venv/.stamp  ## print how far each training is, also while it runs
 plots: .venv/.stamp .dvc/plots/page.html  ## make the page of all charts, dvc_plots/index.html
 	dvc plots show
 
-test: .venv/.stamp  ## run the quick tests
+test: .venv/.stamp-all  ## run the quick tests
 	pytest -n auto --maxprocesses 4 -m 'not slow'
 
-test-all: .venv/.stamp  ## run all tests: also kills, full disks, Snakemake, Slurm, Chromium
+test-all: .venv/.stamp-all  ## run all tests: also kills, full disks, Snakemake, Slurm, Chromium
 	pytest -n auto --maxprocesses 4
 
-lint: .venv/.stamp  ## check format, lint and types
+lint: .venv/.stamp-all  ## check format, lint, types, and the workflows of GitHub
 	ruff format --check
 	ruff check
 	mypy
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 variants: .venv/.stamp  ## one DVC experiment per variant, for `dvc metrics diff sgd adam`
 	python -m tools.variants
@@ -64,17 +72,17 @@ table: .venv/.stamp  ## print README's table of results
 smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: about a minute
 	python -m tools.smoke
 
-faults: .venv/.stamp  ## kill `make repro` a hundred times at random, run it again, compare the bytes
+faults: .venv/.stamp-all  ## kill `make repro` a hundred times at random, run it again, compare the bytes
 	KILLS=100 pytest -n 0 -s tests/test_kills.py
 
-evidence: .venv/.stamp  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
+evidence: .venv/.stamp-all  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
 	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going --nolock \
 		--rerun-incomplete --rerun-triggers mtime
 
-bench: .venv/.stamp  ## time the training beside other ways to do it (an hour; bench-short: minutes)
+bench: .venv/.stamp-all  ## time the training beside other ways to do it (an hour; bench-short: minutes)
 	python -m bench --road --memory --images 1500
 
-bench-short: .venv/.stamp
+bench-short: .venv/.stamp-all
 	python -m bench --images 256
 
 clean:  ## remove the environment, DVC's page and the tools' caches; data and results stay

@@ -1,26 +1,36 @@
 # `make parallel` and clusters: Snakemake says when and where a stage runs, DVC whether it has to.
 # The graph is DVC's own; what a stage may take is in profiles/.
 
+import json
 import sys
+from pathlib import Path
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 sys.path.insert(0, workflow.basedir)
+from stages.support.atomic import write_json
 from stages.support.errors import InputError
 from tools.mend import mend
+
+# What each stage needs. A job on a cluster, which is a Snakemake of its own, finds it written by
+# the run that has started the job: DVC would take seconds in a large graph, and hold its lock.
+NEEDS_FILE = Path(".snakemake/needs.json")
 
 try:
     # Under DVC's lock, since half of a dvc.lock that another stage writes cannot be read.
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         # Also for a job that a scheduler starts again after its node has died.
         mend(repo)
-        graph = repo.index.graph
+        if workflow.is_main_process:
+            graph = repo.index.graph
+            needs = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
+            write_json(NEEDS_FILE, needs)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 except DvcException as error:
     raise WorkflowError(f"{error}: `dvc status` says more") from None
-NEEDS = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
+NEEDS = json.loads(NEEDS_FILE.read_text(encoding="utf-8"))
 
 
 def marker(stage):

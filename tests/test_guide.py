@@ -155,3 +155,13 @@ def test_a_linked_folder_is_refused_and_a_cache_on_the_big_disk_is_the_way(
     assert UP_TO_DATE in clone.run("dvc", "status")
     assert stages_run(clone.run("dvc", "repro", "--force", "--single-item", "evaluate@adam"))
     assert clone.run("git", "status", "--porcelain", "metrics") == ""
+
+
+def test_the_summary_of_a_pull_request_shows_what_changed(project: Project) -> None:
+    metrics = project.folder / "metrics/summary/adam.json"
+    metrics.write_text(re.sub(r'"best": .*', '"best": 0.5,', metrics.read_text("utf-8")), "utf-8")
+    with project.params() as params:
+        params["variants"]["adam"]["lr"] = 0.25
+    printed = project.run("bash", ".ci/summary", "HEAD")
+    assert re.search(r"\| metrics/summary/adam.json \| best +\| .+ \| 0.5 ", printed)
+    assert re.search(r"\| params.yaml \| variants.adam.lr \| 0.001 +\| 0.25 ", printed)

@@ -14,13 +14,15 @@ from tests.test_interruption import Command, started
 from tests.test_parallel import STAGES
 from tests.test_pipeline import UP_TO_DATE
 
-# What a cluster with accounting needs none of; and the plugin's patience is meant for a busy one.
-SNAKEMAKE = (
-    *("snakemake", "--profile", "profiles/slurm", "--latency-wait", "5"),
-    *("--slurm-no-account", "--slurm-status-command", "squeue"),
+# A cluster with accounting needs none of these. The plugin's patience is meant for a busy one.
+OPTIONS = (
+    *("--latency-wait", "5", "--slurm-no-account", "--slurm-status-command", "squeue"),
     *("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2"),
 )
+SNAKEMAKE = ("snakemake", "--profile", "profiles/slurm", *OPTIONS)
 SGD, ADAM = "train@sgd-0", "train@adam-0"
+# The stages of seconds share two jobs, which Slurm's comments name so.
+DATA, RESULTS = "rule_data_download_subset", "rule_results_compare_evaluate_promote_select"
 # Where a checkpoint takes its time, a training of a tiny network can be met at work.
 SLOW_DISK = """
 import os, time
@@ -52,12 +54,12 @@ def slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyP
 
 
 def jobs(cluster: slurm.Cluster, state: str = "all") -> dict[str, dict[str, str]]:
-    """Return what Slurm tells of the newest job of each stage."""
+    """Return what Slurm tells of the newest job of each stage, or group of stages."""
     listed = cluster.ask("squeue", "--noheader", f"--states={state}", "--format=%A")
     found = {}
     for number in sorted(listed.split(), key=int):
         told = dict(re.findall(r"(\w+)=(\S+)", cluster.ask("scontrol", "show", "job", number)))
-        found[told["Comment"].rpartition("_wildcards_")[2]] = told
+        found[told.get("Comment", "").rpartition("_wildcards_")[2]] = told
     return found
 
 
@@ -87,7 +89,8 @@ def test_a_node_dies_and_its_training_goes_on_from_its_checkpoint_on_the_other(
     cluster.start_node(died)
 
     ended = jobs(cluster)
-    assert set(ended) == STAGES
+    assert set(ended) == {DATA, SGD, ADAM, RESULTS}
+    assert set(project.lock()["stages"]) == STAGES
     assert {job["JobState"] for job in ended.values()} == {"COMPLETED"}
     assert ended[SGD]["Restarts"] == "1" and ended[SGD]["NodeList"] != died
     (log,) = (project.folder / f".snakemake/slurm_logs/rule_train/{SGD}").iterdir()
@@ -124,7 +127,7 @@ def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
     assert f"{SGD}: error: [Errno 20] Not a directory" in command.output
     after = jobs(cluster)
     ran = {name for name in after if after[name]["JobId"] != before.get(name, {}).get("JobId")}
-    assert ran == {"download", "subset", SGD, ADAM}
+    assert ran == {DATA, SGD, ADAM}
 
     slow_disk.delenv("PYTHONPATH")
     broken.unlink()
@@ -133,3 +136,54 @@ def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
     assert "3 of 3 steps (100%) done" in printed
     log = project.folder / f".snakemake/stages/{ADAM}.log"
     assert "goes on after epoch" in log.read_text(encoding="utf-8")
+
+
+def submit(project: Project, script: str, *arguments: str) -> str:
+    """Submit a script of profiles/slurm, with the resources of the tests' nodes; return its job."""
+    resources = f"--cpus-per-task={1 if script == 'controller' else 2}", "--mem=2G"
+    command = ("sbatch", "--parsable", *resources, f"profiles/slurm/{script}.sbatch", *arguments)
+    return project.run(*command).strip()
+
+
+def state(cluster: slurm.Cluster, job: str) -> str:
+    return cluster.ask(
+        "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"
+    ).strip()
+
+
+def test_the_whole_pipeline_runs_in_one_job(
+    cluster: slurm.Cluster, new_project: Callable[[], Project], finished: Project
+) -> None:
+    project = new_project()
+    job = submit(project, "one_job")
+    slurm.wait_until(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    log = (project.folder / f"pipeline-{job}.log").read_text(encoding="utf-8")
+    assert state(cluster, job) == "COMPLETED", log
+    assert UP_TO_DATE in project.run("dvc", "status")
+    assert project.digests() == finished.digests()
+
+
+def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_once(
+    cluster: slurm.Cluster, new_project: Callable[[], Project], slow_disk: pytest.MonkeyPatch
+) -> None:
+    project = new_project()
+    with project.params() as params:
+        params["train"]["epochs"] = EPOCHS
+    job = submit(project, "controller", *OPTIONS, "--set-threads", "train=1", "evaluate=1")
+    checkpoints = [project.folder / f".checkpoints/{v}/0.safetensors" for v in ("sgd", "adam")]
+    slurm.wait_until(lambda: all(path.exists() for path in checkpoints))
+    before = jobs(cluster, "RUNNING")
+    (node,) = re.findall(r"NodeList=(n\d)", cluster.ask("scontrol", "show", "job", job))
+    cluster.kill(node)
+    slurm.wait_until(lambda: state(cluster, job) == "PENDING")
+    cluster.start_node(node)
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait minutes.
+    slurm.wait_until(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    log = (project.folder / f"pipeline-{job}.log").read_text(encoding="utf-8")
+    assert state(cluster, job) == "COMPLETED", log
+    assert UP_TO_DATE in project.run("dvc", "status")
+    for name in (SGD, ADAM):
+        assert state(cluster, before[name]["JobId"]) == "CANCELLED"
+        stage_log = project.folder / f".snakemake/stages/{name}.log"
+        assert "goes on after epoch" in stage_log.read_text(encoding="utf-8")
+        assert jobs(cluster)[name]["JobState"] == "COMPLETED"

@@ -1,0 +1,31 @@
+"""What the environments cost: seconds to build them from nothing, and gigabytes on disk."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from stages.support.errors import told
+
+CHECKOUT = Path(__file__).parents[1]
+TARGETS = {"env": "make repro", "env-all": "make test"}
+
+
+def main() -> None:
+    """Build each environment from nothing, one after the other, and print a line for each."""
+    for target, command in TARGETS.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+                shutil.copy(CHECKOUT / file, folder)
+            started = time.perf_counter()
+            subprocess.run(["make", "--silent", target], cwd=folder, check=True)
+            elapsed = time.perf_counter() - started
+            gigabytes = sum(path.lstat().st_blocks for path in folder.rglob("*")) * 512 / 1e9
+        print(f"{command}: {elapsed:.0f} s, {gigabytes:.1f} GB", flush=True)
+
+
+if __name__ == "__main__":
+    with told():
+        main()
