@@ -15,7 +15,7 @@ import torch
 from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from bench import __main__ as command
-from bench import contenders, epoch, layers, pipeline, saving, scaling, workers
+from bench import cold, contenders, epoch, gpu, layers, pipeline, saving, scaling, workers
 from bench.contenders import CONTENDERS, NETWORK, ROAD
 from bench.report import draw, tables
 from stages.learning.inference import Images
@@ -236,14 +236,16 @@ def test_a_large_graph_has_the_shape_of_the_pipeline(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "run"), [("5", r"0 s \| [\d.]+ s"), ("0", r"- \| -")])
 def test_what_a_large_graph_takes_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: str, run: str
 ) -> None:
     monkeypatch.setattr(scaling, "SLEEP", 0)
     monkeypatch.setattr(scaling, "TURNS", 1)
-    monkeypatch.setattr(sys, "argv", ["bench.scaling", "10", "5", "1"])
+    monkeypatch.setattr(sys, "argv", ["bench.scaling", "10", jobs, "1"])
     scaling.main()
-    row = r"\| 10 \| 22 \| 1 \| 5 (\| [\d.]+ s ){2}\| 0 s (\| [\d.]+ s ){4}\| \d+ kB \|\n"
+    seconds = r"(\| [\d.]+ s ){3}"
+    row = rf"\| 10 \| 22 \| 1 \| {jobs} {seconds}\| {run} {seconds}\| \d+ kB \|\n"
     assert re.fullmatch(row, capsys.readouterr().out)
 
 
@@ -254,8 +256,8 @@ def test_what_a_large_graph_takes_is_told(
         (command.main, ["--rounds", "0"], "--rounds at least 1"),
         (command.main, ["--images", "21"], "data/subset has 20 training images, 21 are wanted"),
         (command.main, ["--images", "20", "--memory"], "has 20 training images, 6000 are wanted"),
-        (scaling.main, ["15", "1", "1"], "trainings come in multiples of 10, jobs from 1"),
-        (scaling.main, ["10", "0", "1"], "trainings come in multiples of 10, jobs from 1"),
+        (scaling.main, ["15", "1", "1"], "trainings come in multiples of 10, jobs from 0"),
+        (scaling.main, ["10", "-1", "1"], "trainings come in multiples of 10, jobs from 0"),
     ],
 )
 def test_a_wrong_option_is_answered(
@@ -271,3 +273,41 @@ def test_a_wrong_option_is_answered(
         main()
     assert answer in f"{raised.value}{capsys.readouterr().err}"
     assert not (small / "bench").exists()
+
+
+@pytest.mark.slow
+def test_what_a_cold_run_takes_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    before = project.digests()
+    cold.main()
+    told = re.fullmatch(
+        r"`dvc repro` of everything with 2 epochs: (\d+) s, of which epochs (\d+) s, the passes of "
+        r"`evaluate` ([\d.]+) s, and the rest ([\d.]+) s. Of a run with 2 epochs the rest is "
+        r"([\d.]+)%.\n",
+        capsys.readouterr().out,
+    )
+    assert told
+    whole, epochs, passes, rest, share = map(float, told.groups())
+    assert epochs + passes + rest == pytest.approx(whole, abs=2)
+    assert share == pytest.approx(100 * rest / whole, abs=5)
+    assert project.digests() == before
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_worth_is_told_and_the_script_works_without_one(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(gpu, "VARIANTS", ("sgd",))
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu"])
+    gpu.main()
+    *_, bf16, fp32 = capsys.readouterr().out.splitlines()
+    for precision, row in (("bf16", bf16), ("fp32", fp32)):
+        seconds = r"\| [\d.]+ s \| [\d.]+ \| [\d.]+ "
+        assert re.fullmatch(rf"\| {precision} \| sgd \| 0\.\d+ {seconds}\| yes \| yes \|", row)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["bench.gpu"])
+        with pytest.raises(InputError, match="finds no GPU"):
+            gpu.main()

@@ -49,15 +49,15 @@ def test_a_killed_process_that_nobody_has_waited_for_blocks_no_stage(project: Pr
         assert stages_run(project.run(*select)) == ["select"]
 
 
-def test_whole_files_stay(project: Project) -> None:
+@pytest.mark.parametrize(
+    "content", [{}, {"read": {}, "write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}}}]
+)
+def test_whole_files_stay(project: Project, content: dict[str, object]) -> None:
     table, lock = project.folder / TABLE, project.folder / "dvc.lock"
-    writer = {"pid": os.getpid(), "cmd": "dvc repro"}
-    content = json.dumps({"read": {}, "write": {"a": writer}})
-    table.write_text(content, encoding="utf-8")
-    before = lock.read_bytes()
+    table.write_text(json.dumps(content), encoding="utf-8")
+    before = table.read_bytes(), lock.read_bytes()
     assert project.run(*MEND) == ""
-    assert table.read_text(encoding="utf-8") == content
-    assert lock.read_bytes() == before
+    assert (table.read_bytes(), lock.read_bytes()) == before
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ DVC refuses to run anything in three cases, and this module mends each:
 
 import json
 import sys
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,12 @@ def _mend_table(repo: Repo) -> None:
             path.unlink(missing_ok=True)
             print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
             return
-        living = {
-            "read": {
-                name: [reader for reader in readers if not _is_zombie(reader)]
-                for name, readers in table.get("read", {}).items()
-            },
-            "write": {
-                name: writer
-                for name, writer in table.get("write", {}).items()
-                if not _is_zombie(writer)
-            },
-        }
-        if living != table:
+        readers, writers = table.get("read", {}), table.get("write", {})
+        if any(map(_is_zombie, [*chain(*readers.values()), *writers.values()])):
+            living = {
+                "read": {name: [*filterfalse(_is_zombie, of)] for name, of in readers.items()},
+                "write": {name: of for name, of in writers.items() if not _is_zombie(of)},
+            }
             write_json(path, living)
             print("removed killed processes from .dvc/tmp/rwlock", file=sys.stderr)
 
