@@ -53,12 +53,11 @@ def main() -> None:
         print(
             *(f"{key} {value}; " for key, value in machine.describe(torch.device(device)).items())
         )
-        print(
-            "\n| precision | variant | test accuracy | epoch | saving every epoch | saving by default",
-            end="",
+        columns = (
+            *("precision", "variant", "test accuracy", "epoch", "saving every epoch"),
+            *("saving by default", "same bytes again", "same bytes after a kill"),
         )
-        print(" | same bytes again | same bytes after a kill |")
-        print("|---" * 8 + "|", flush=True)
+        print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
         for precision in PRECISIONS:
             for variant in VARIANTS:
                 print(row(folder, precision, variant), flush=True)
