@@ -18,8 +18,8 @@ from stages.support.params import CLASSES, Architecture, Device, Precision, Vari
 
 # The notebook's network and its third question, whatever params.yaml says.
 NETWORK = Architecture(
-    widths=(64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-    hidden=(4096, 4096),
+    widths=[64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    hidden=[4096, 4096],
     batch_norm_momentum=0.1,
 )
 SIDE = 32

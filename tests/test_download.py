@@ -121,7 +121,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 
 def dataset(*sources: str, sha256: dict[IdxFile, str] = SHA256) -> Dataset:
-    return Dataset(sources=sources, sha256=sha256)
+    return Dataset(sources=[*sources], sha256=sha256)
 
 
 GOOD = (

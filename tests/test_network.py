@@ -35,8 +35,8 @@ from tools.copies import TINY
 ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
 SIDE = 32  # pixels of a side of the images here
 VGG11 = Architecture(
-    widths=(64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-    hidden=(4096, 4096),
+    widths=[64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    hidden=[4096, 4096],
     batch_norm_momentum=0.1,
 )
 # Of the notebook: shapes of the weights, and where a 2x2 pooling follows the layer.

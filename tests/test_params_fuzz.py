@@ -47,7 +47,7 @@ datasets:
 # What breaks a line, moves the cursor or cannot be encoded; and words from inside pydantic.
 UNFIT = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-    r"|Input should|Value error|Dictionary|tuple|validation|pydantic|type=|\[key\]|unable to parse"
+    r"|Input should|Value error|Dictionary|tuple|validation|pydantic|type=|\[key\]"
 )
 
 

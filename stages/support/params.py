@@ -50,7 +50,7 @@ def _filled(values: Any) -> Any:
     return values
 
 
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _distinct(values: list[Any]) -> list[Any]:
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"must be distinct, repeats {', '.join(map(str, sorted(repeated)))}")
     return values
@@ -63,8 +63,6 @@ def _not_taken(name: str) -> str:
     return name
 
 
-# strict=False lets a YAML list become a tuple; the members stay strict.
-_LIST = (Field(strict=False), AfterValidator(_filled))
 _Name = Annotated[  # becomes part of file names, DVC's stage names and git references
     str, _matching(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")
 ]
@@ -100,7 +98,7 @@ class _Section(BaseModel):
 class Dataset(_Section):
     """Where a data set comes from, and the SHA-256 of its decompressed files."""
 
-    sources: Annotated[tuple[_Source, ...], *_LIST]
+    sources: Annotated[list[_Source], AfterValidator(_filled)]
     sha256: dict[IdxFile, _Sha256] = {}
 
 
@@ -110,7 +108,9 @@ class Data(_Section):
     per_class: int | Literal["all"]
     pad: Annotated[int, Field(ge=0, le=100)]
     classes: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=CLASSES)], ...], *_LIST, AfterValidator(_distinct)
+        list[Annotated[int, Field(ge=0, lt=CLASSES)]],
+        AfterValidator(_filled),
+        AfterValidator(_distinct),
     ]
     scale: Scale
 
@@ -130,21 +130,21 @@ class Data(_Section):
 class Architecture(_Section):
     """The layers of the network."""
 
-    widths: tuple[int | Literal["M"], ...]
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+    widths: list[int | Literal["M"]]
+    hidden: list[Annotated[int, Field(ge=1)]]
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
 
     @field_validator("widths", mode="before")
     @classmethod
     def _is_a_vgg(cls, widths: Any) -> Any:
-        if not isinstance(widths, list | tuple) or not widths:
+        if not isinstance(widths, list) or not widths:
             raise ValueError("must be a list of channels, with M where a pooling follows")
         for before, width in zip(("M", *widths), widths, strict=False):
             if width != "M" and (type(width) is not int or width < 1):
                 raise ValueError(f"has {width!r:.40}, must be channels, 1 or more, or M")
             if width == before == "M":
                 raise ValueError("has an M that follows no convolution")
-        return tuple(widths)
+        return widths
 
     @property
     def poolings(self) -> int:
@@ -192,7 +192,9 @@ class Params(_Section):
     variants: Annotated[dict[_VariantName, Variant], AfterValidator(_filled)]
     variant: str
     seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], *_LIST, AfterValidator(_distinct)
+        list[Annotated[int, Field(ge=0, lt=2**32)]],
+        AfterValidator(_filled),
+        AfterValidator(_distinct),
     ]
 
     @field_validator("dataset", "variant")
@@ -269,11 +271,8 @@ def _line(path: Path, error: Any) -> str:
     key = ".".join(_short(part) for part in error["loc"] if part != "[key]")
     shows_value = error["type"] != "missing" and not isinstance(error["input"], dict)
     value = _short(error["input"], quoted=True) if shows_value else ""
-    message = (
-        error["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should", "must")
-        .replace("tuple", "list")
-        .replace(", unable to parse raw data as a unicode string", "")
-    )
+    if error["type"] == "value_error":  # of our own checks
+        message = str(error["ctx"]["error"])
+    else:
+        message = error["msg"].replace("Input should", "must")
     return ": ".join(part for part in (str(path), key, value, f"{message:.500}") if part)
