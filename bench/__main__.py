@@ -12,7 +12,7 @@ from bench.contenders import DEVICE
 from bench.report import draw, tables
 from bench.workers import load_images
 from stages.support import machine
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 
 
 def main() -> None:
@@ -62,5 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -10,7 +10,7 @@ from stages.evaluate import BATCH
 from stages.learning.device import set_up_device
 from stages.learning.inference import load_images, predict, predict_with_batch_statistics
 from stages.learning.weights import load_network
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import load_params
 from tools.copies import copy_checkout, plain_params, write_params
 
@@ -66,5 +66,5 @@ def evaluated_seconds(checkout: Path) -> float:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

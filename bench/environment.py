@@ -1,12 +1,12 @@
 """What the environments cost: seconds to build them from nothing, and gigabytes on disk."""
 
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from stages.support.errors import told
+from bench.pipeline import run
+from stages.support.errors import errors_as_messages
 
 CHECKOUT = Path(__file__).parents[1]
 TARGETS = {"env": "make repro", "env-all": "make test"}
@@ -20,12 +20,12 @@ def main() -> None:
             for file in ("Makefile", "pyproject.toml", "constraints.txt"):
                 shutil.copy(CHECKOUT / file, folder)
             started = time.perf_counter()
-            subprocess.run(["make", "--silent", target], cwd=folder, check=True)
+            run(folder, "make", target)
             elapsed = time.perf_counter() - started
             gigabytes = sum(path.lstat().st_blocks for path in folder.rglob("*")) * 512 / 1e9
         print(f"{command}: {elapsed:.0f} s, {gigabytes:.1f} GB", flush=True)
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -21,7 +21,7 @@ import torch
 
 from stages.support import machine
 from stages.support.digests import short_sha256
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from tools.copies import plain_params, write_params
 
 VARIANTS = ("sgd", "sigmoid")
@@ -163,5 +163,5 @@ def rows(table: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

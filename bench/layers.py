@@ -9,7 +9,7 @@ from bench.workers import load_images, median_seconds
 from stages.learning.inference import Images
 from stages.learning.loop import train_epoch
 from stages.learning.network import layers_with_weights
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 from stages.support.params import Precision
 
 TURNS = 15
@@ -82,5 +82,5 @@ def passes(layer: nn.Module, inputs: torch.Tensor, bf16: bool) -> tuple[torch.Te
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

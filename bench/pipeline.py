@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import own_environment
 from tools.copies import plain_params, write_params
 
@@ -104,5 +104,5 @@ def write_stages(folder: Path, stages: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -13,7 +13,7 @@ from bench.workers import seconds
 from stages.learning.inference import Images
 from stages.learning.loop import train_epoch
 from stages.support.checkpoints import CHECKPOINTS, Progress, saving
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 from stages.support.params import CLASSES
 
 STEPS = 12  # in a block
@@ -54,5 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

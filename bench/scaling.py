@@ -11,7 +11,7 @@ from pathlib import Path
 from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from bench.pipeline import make_repository, run, seconds, write_stages
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 from tools.mend import mend
 
 CHECKOUT = Path(__file__).parents[1]
@@ -124,5 +124,5 @@ def write_graph(folder: Path, seeds: int, files: int) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

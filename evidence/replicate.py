@@ -22,7 +22,7 @@ from stages.learning.split import SPLITS
 from stages.learning.weights import untrained
 from stages.support import machine
 from stages.support.digests import short_sha256
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import Params, load_params
 
 TEST_IMAGES = 200  # of each class
@@ -120,5 +120,5 @@ if __name__ == "__main__":
     parser.add_argument("variant")
     parser.add_argument("seed", type=int)
     options = parser.parse_args()
-    with told():
+    with errors_as_messages():
         main(options.variant, options.seed)

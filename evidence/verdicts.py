@@ -25,7 +25,7 @@ from evidence.statements import (
     settled,
 )
 from stages.support.atomic import replacing, write_json
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import Variant
 
 OF_ONE_TRAINING = {"variant", "seed", *Variant.model_fields}  # keys of `Record.training`
@@ -142,5 +142,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m evidence.verdicts", description=__doc__)
     parser.add_argument("--short", action="store_true", help="intervals, and no verdicts")
     options = parser.parse_args()
-    with told():
+    with errors_as_messages():
         main(short=options.short)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from stages.support.digests import STAGES, code_at_start, edited_code
-from stages.support.errors import InputError, told
+from stages.support.errors import GOES_ON, InputError, errors_as_messages
 from stages.support.locks import sole_run
 
 NAMES = ("download", "subset", "train", "evaluate", "compare", "select", "promote")
@@ -39,14 +39,16 @@ def main() -> None:
     code_at_start()
     stage = import_module(f"stages.{command.stage}").main
     arguments = vars(parser_of(command.stage, stage).parse_args(command.arguments))
-    # The lock's name is the stage with its variant and seed; paths and options are left out.
+    if not PARAMS.exists():
+        raise InputError(f"{PARAMS} not found; run from the top folder of the repository")
+    # The lock's name is the stage with its variant and seed, without paths and options.
     key = [str(value) for value in arguments.values() if isinstance(value, str | int)]
     with sole_run("-".join([command.stage, *key])):
-        params = PARAMS.read_bytes() if PARAMS.exists() else b""
+        params = PARAMS.read_bytes()
         stage(**arguments)
-        # DVC records code and parameters as it finds them after the run, so it would take the
-        # results for those of the edited ones. A training takes long; it compares by itself the
-        # parameters that concern it.
+        # DVC records code and parameters as they are after the run. If they were edited meanwhile,
+        # DVC would record these results as those of the edited version. `train` compares the
+        # parameters itself: it runs for long, and an edit that does not concern it may pass.
         changed = edited_code()
         if command.stage != "train" and PARAMS.read_bytes() != params:
             changed.append(str(PARAMS))
@@ -72,7 +74,7 @@ def parser_of(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
             parser.add_argument(parameter.name, type=parameter.annotation)
         else:
             option = f"--{parameter.name.replace('_', '-')}"
-            # As text, argparse gives the default its type.
+            # argparse converts a default to `type` only if the default is a string.
             parser.add_argument(option, type=parameter.annotation, default=str(parameter.default))
     return parser
 
@@ -100,7 +102,7 @@ class _Lasting:
 
 
 def _outlive_the_terminal() -> None:
-    """Let no closed terminal, closed stream, or character that a stream lacks stop a stage."""
+    """Keep a stage running if its terminal or a stream closes, or a stream lacks a character."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         stream.reconfigure(errors="replace")
@@ -109,5 +111,5 @@ def _outlive_the_terminal() -> None:
 
 if __name__ == "__main__":
     _outlive_the_terminal()
-    with told():
+    with errors_as_messages(advice=GOES_ON):
         main()

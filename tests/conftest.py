@@ -154,10 +154,10 @@ def stages_run(output: str) -> list[str]:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let commands find this Python's tools, and see nothing of this user's settings."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A script's `command &` ignores it, and so would whatever the tests start and interrupt.
+        # A shell script starts `command &` with SIGINT ignored, and child processes inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
-        # The suite may run in a hook, for which git exports which repository is the user's.
+        # In a hook, git sets variables that point at the user's repository.
         for name in os.environ.keys() - own_environment().keys():
             patch.delenv(name)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -167,7 +167,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "test")
             patch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
-        # What the stages set in their processes, for those that run in this one.
+        # `Project.stage` runs stages in this process. A stage's own process would set these.
         torch.set_flush_denormal(True)
         torch.set_num_threads(1)
         yield

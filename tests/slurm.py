@@ -62,15 +62,16 @@ class Cluster:
         """Start a node, and wait until Slurm gives it jobs."""
         (self.folder / name).mkdir(exist_ok=True)
         self.start(name, "slurmd", "-D", "-N", name)
-        wait_until(lambda: self._is_idle(name))
+        wait_until(lambda: self._takes_jobs(name))
 
-    def _is_idle(self, node: str) -> bool:
+    def _takes_jobs(self, node: str) -> bool:
         for name, process in self.daemons.items():
             log = self.folder / f"{name}.log"
             assert process.poll() is None, f"{name} has ended:\n{log.read_text()}"
         command = ["sinfo", "--noheader", f"--nodes={node}", "--format=%t"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout == "idle\n"  # or nothing, while slurmctld is not there yet
+        # Nothing is printed while slurmctld is not there yet; a star says that a node is silent.
+        return done.stdout in ("idle\n", "mix\n", "alloc\n")
 
     def kill(self, node: str) -> None:
         """End all processes of a node at once, its jobs' too, as if its power were cut."""

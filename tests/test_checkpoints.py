@@ -249,7 +249,7 @@ def flip(content: bytes, offset: int, bit: int) -> bytes:
         ("a longer training's", " has 3 epochs, more than the 1 wanted"),
         ("another variant's", " is of another training: variant was adam, is plain, .*"),
         ("a flipped bit", ": damaged, its digest is another; .*"),
-        ("a text", ": not readable as a file of ours .*"),
+        ("a text", ": is not one of this pipeline's tensor files .*"),
         ("weights", " is not a checkpoint"),
     ],
 )
@@ -293,7 +293,9 @@ def test_a_flipped_bit_anywhere_is_refused(scratch: Scratch, tmp_path: Path) -> 
     for start, end in spans:
         for _ in range(10):
             flipped = flip(content, chance.randrange(start, end), chance.randrange(8))
-            require_refusal(tmp_path / "0", flipped, "not readable as a file of ours|damaged")
+            require_refusal(
+                tmp_path / "0", flipped, "is not one of this pipeline's tensor files|damaged"
+            )
 
 
 @dataclass
@@ -317,7 +319,7 @@ def test_what_is_no_whole_file_of_tensors_is_refused_and_not_executed(
     marker.unlink()  # the trap works
     cut = [content[:length] for length in (0, 1, 8, 1000, len(content) // 2, -1)]
     for other in (*cut, content + b"\0", trap):
-        require_refusal(path, other, "not readable as a file of ours")
+        require_refusal(path, other, "is not one of this pipeline's tensor files")
     assert not marker.exists()
 
 
@@ -554,8 +556,10 @@ def test_a_stopped_training_goes_on_after_the_last_epoch_that_is_told_as_saved(
         assert costs_between_saves == EVERY_EPOCH or saved == [1]
     else:
         assert code == 128 + number
-        when = "after this epoch, which is then saved; " if costs_between_saves else ".*"
-        assert re.search(rf"\nstopped by {number.name}; {when}{GOES_ON}\n", training.output)
+        name = number.name
+        postponed = f"{name} received: this epoch is trained and saved first"
+        stopped = postponed if costs_between_saves else f"stopped by {name}|{postponed}"
+        assert re.search(rf"\n({stopped}); {GOES_ON}\n", training.output)
         assert epochs == saved[-1] == told[-1]
     place.set("train.epochs", epochs + 2)
     assert f"goes on after epoch {epochs}\n" in place.train("plain")

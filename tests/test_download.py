@@ -105,6 +105,7 @@ class Handler(BaseHTTPRequestHandler):
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The server's URL, and the folder with PAGES on disk."""
     root = tmp_path_factory.mktemp("sources")
+    Handler.released.clear()  # A worker may come to this module more than once.
     for folder, files in PAGES.items():
         (root / folder).mkdir()
         for name, content in files.items():
@@ -269,7 +270,7 @@ def patch_torchvision(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_torchvision_knows_mirrors_and_the_four_archives(name: str) -> None:
     dataset(f"torchvision:{name}")  # params.yaml accepts the name
-    opened = [*sources._open(f"torchvision:{name}", 1)]
+    opened = [*sources._sources_of(f"torchvision:{name}", 1)]
     assert opened
     for mirror, source in opened:
         assert mirror.startswith("http") and isinstance(source, partial)

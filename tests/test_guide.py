@@ -1,4 +1,4 @@
-"""What the guide says is typed, and its Python is run."""
+"""What the guide and other pages say is typed, and their Python is run."""
 
 import fcntl
 import os
@@ -24,16 +24,18 @@ from stages.support.digests import short_sha256
 from tests.conftest import CHECKOUT, Project, stages_run
 from tests.test_mend import UP_TO_DATE
 
-GUIDE = (CHECKOUT / "docs/guide.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.+?)```", GUIDE, re.DOTALL)
+GUIDE, SCALING = (
+    (CHECKOUT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("guide", "scaling")
+)
 EXP_SHOW = (
     "dvc exp show --only-changed --drop 'metrics|models|selected' --keep '.*selected.json:accuracy'"
 )
 
 
 def snippet(text: str) -> str:
-    """Return the guide's only Python that has a text."""
-    (found,) = (str(code) for code in PYTHON if text in code)
+    """Return the only Python of the pages that has a text."""
+    snippets = re.findall(r"```python\n(.+?)```", GUIDE + SCALING, re.DOTALL)
+    (found,) = (str(code) for code in snippets if text in code)
     return found
 
 
@@ -165,3 +167,20 @@ def test_the_summary_of_a_pull_request_shows_what_changed(project: Project) -> N
     printed = project.run("bash", ".ci/summary", "HEAD")
     assert re.search(r"\| metrics/summary/adam.json \| best +\| .+ \| 0.5 ", printed)
     assert re.search(r"\| params.yaml \| variants.adam.lr \| 0.001 +\| 0.25 ", printed)
+
+
+@pytest.mark.slow
+def test_a_dvc_yaml_for_each_variant_trains_nothing_again(project: Project) -> None:
+    before = project.digests()
+    run_python(snippet("variants"), project.folder)
+    (project.folder / "dvc.lock").unlink()
+    ran = project.repro()
+    evaluations = [f"variants/{name}/dvc.yaml:evaluate" for name in ("adam", "sgd")]
+    assert sorted(ran) == sorted([*evaluations, "compare", "select"])
+    assert project.digests() == before
+    assert UP_TO_DATE in project.run("dvc", "status")
+    with project.params() as params:
+        params["variants"]["adam"]["lr"] /= 2
+    assert project.stale() == {"train@0", "compare", "select"}
+    planned = project.run("snakemake", "--cores", "2", "--dry-run")
+    assert "stage=variants/adam/dvc.yaml:train@0" in planned

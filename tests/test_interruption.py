@@ -83,7 +83,7 @@ import json, os, sys
 import torch._dynamo  # the first step of an optimizer would import it, for seconds
 from stages import compare, download, evaluate, promote, select, subset, train
 from stages.__main__ import main
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 
 {inspect.getsource(hook)}
 
@@ -99,7 +99,7 @@ for line in sys.stdin:
         os.environ.update(environment)
         hook()
         sys.argv[1:] = arguments
-        with told():
+        with errors_as_messages():
             main()
         sys.exit()
     os.close(writing)
@@ -521,7 +521,7 @@ def assert_not_written(error: str, named: str, reason: str) -> None:
     assert error.startswith(named)  # or a file within
     assert " was not written: " in error
     assert reason in error
-    assert "make room, or the folder writable, then `dvc repro`" in error
+    assert "free disk space, or make the folder writable, then run the command again" in error
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(

@@ -176,10 +176,10 @@ def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_onc
     (node,) = re.findall(r"NodeList=(n\d)", cluster.ask("scontrol", "show", "job", job))
     cluster.kill(node)
     slurm.wait_until(lambda: state(cluster, job) == "PENDING")
-    cluster.start_node(node)
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait minutes.
     slurm.wait_until(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
     log = (project.folder / f"pipeline-{job}.log").read_text(encoding="utf-8")
+    cluster.start_node(node)
     assert state(cluster, job) == "COMPLETED", log
     assert UP_TO_DATE in project.run("dvc", "status")
     for name in (SGD, ADAM):

@@ -55,9 +55,13 @@ def commit_all(checkout: Path) -> None:
 
 
 def save_every_epoch(checkout: Path) -> None:
-    """Let the trainings of a copy save every epoch, which are too short there to be saved each."""
+    """Make the trainings of a copy save every epoch.
+
+    Its epochs are so short that most of them would go unsaved.
+    """
     pipeline = checkout / "dvc.yaml"
     command = "python -m stages train "
     text = pipeline.read_text(encoding="utf-8")
-    assert command in text
+    if command not in text:
+        raise InputError(f"{pipeline} has no command that begins with `{command.strip()}`")
     pipeline.write_text(text.replace(command, f"{command}--costs-between-saves 0 "), "utf-8")

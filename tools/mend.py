@@ -14,7 +14,7 @@ DVC refuses to run anything in three cases, and this module mends each:
 
 import json
 import sys
-from itertools import chain, filterfalse
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from dvc.utils.strictyaml import (  # type: ignore[import-untyped]
 )
 
 from stages.support.atomic import replacing, write_json
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import git
 
 
@@ -66,11 +66,11 @@ def _mend_table(repo: Repo) -> None:
             print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
             return
         readers, writers = table.get("read", {}), table.get("write", {})
-        if any(map(_is_zombie, [*chain(*readers.values()), *writers.values()])):
-            living = {
-                "read": {name: [*filterfalse(_is_zombie, of)] for name, of in readers.items()},
-                "write": {name: of for name, of in writers.items() if not _is_zombie(of)},
-            }
+        living = {
+            "read": {name: [*filterfalse(_is_zombie, of)] for name, of in readers.items()},
+            "write": {name: of for name, of in writers.items() if not _is_zombie(of)},
+        }
+        if living != {"read": readers, "write": writers}:
             write_json(path, living)
             print("removed killed processes from .dvc/tmp/rwlock", file=sys.stderr)
 
@@ -102,5 +102,5 @@ def _mend_lock(path: Path, repo: Repo) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -6,7 +6,7 @@ from pathlib import Path
 from vl_convert import javascript_bundle
 
 from stages.support.atomic import replacing
-from stages.support.errors import told
+from stages.support.errors import errors_as_messages
 
 PAGE = Path(".dvc/plots/page.html")
 
@@ -18,11 +18,12 @@ def main() -> None:
     page = template.replace("{vega}", bundle)
     with replacing(PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    # From the folder .dvc; not for everybody, since without the file DVC would fail.
+    # The path is relative to .dvc. DVC fails where the page is missing, so the setting must stay in
+    # this checkout.
     where = str(PAGE.relative_to(".dvc"))
     subprocess.run(["dvc", "config", "--local", "plots.html_template", where], check=True)
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from stages.learning.inference import predict
 from stages.learning.weights import load_network
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import SIDE
 from stages.support.tensors import read_tensors
 
@@ -36,7 +36,8 @@ def main() -> None:
     network = load_network(options.model)
     _, description = read_tensors(options.model)
     pictures = np.stack([as_mnist(path) for path in options.files])
-    padded = np.pad(pictures, ((0, 0), *[(description["pad"],) * 2] * 2))
+    pad = description["pad"]
+    padded = np.pad(pictures, ((0, 0), (pad, pad), (pad, pad)))
     logits = predict(network, torch.from_numpy(padded[:, None]))
     for path, probabilities in zip(options.files, logits.softmax(dim=1), strict=True):
         digit = int(probabilities.argmax())
@@ -55,7 +56,7 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGBA")
-    except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError, OSError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no picture: {getattr(error, 'strerror', 0) or error}") from None
     on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     grey = np.asarray(on_white.convert("L"), np.float64)
@@ -69,7 +70,9 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     digit = Image.fromarray(
         ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
     )
-    digit = ImageOps.contain(digit, (BOX, BOX), Image.Resampling.BOX)
+    scale = BOX / max(digit.size)
+    size = (max(1, round(scale * digit.width)), max(1, round(scale * digit.height)))
+    digit = digit.resize(size, Image.Resampling.BOX)
     pixels = np.asarray(digit, np.float64)
     pixels *= 255 / pixels.max()  # Thin strokes grow faint when they are made smaller.
     height, width = pixels.shape
@@ -83,5 +86,5 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from stages.learning.history import EpochRow
 from stages.learning.split import load_split
 from stages.reporting.summary import plus_minus
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import load_params
 from stages.support.tables import read_table
 
@@ -41,7 +41,7 @@ def test_accuracies(variant: str, seed: int, training: Mapping[str, object]) -> 
     """
     checkpoint = Path(f".checkpoints/{variant}/{seed}.safetensors")
     saved = description(checkpoint)
-    if saved and is_of(training, saved["fingerprint"]):
+    if saved and is_of(training, saved.get("fingerprint", {})):
         return [row["test_accuracy"] for row in saved["rows"]]
     history = Path(f"metrics/history/{variant}/{seed}.csv")
     weights = description(Path(f"models/{variant}/{seed}.safetensors"))
@@ -72,5 +72,5 @@ def description(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from stages.reporting.tables import CurveRow
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import own_environment
 from stages.support.tables import read_table
 from tools.copies import commit_all, copy_checkout, plain_params, write_params
@@ -48,5 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from stages.reporting.summary import Summary, Uncertainty
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import load_params
 from stages.support.tables import read_record, read_table
 
@@ -108,5 +108,5 @@ def describe(place: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.support.errors import InputError, told
+from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import experiments, git
 from stages.support.params import load_params
 
@@ -24,15 +24,18 @@ def main() -> None:
     replaced = experiments(variants)
     for reference, name in replaced.items():
         changed = set(git("diff", "--name-only", "--relative", f"{reference}^", reference).split())
-        if not changed <= CHANGED:
+        if not changed or changed - CHANGED:
+            more = ", ".join(sorted(changed - CHANGED)[:3]) or "nothing"
             raise InputError(
-                f"the experiment {name} ({reference}) is not one of this tool: it changes "
-                f"{', '.join(sorted(changed - CHANGED)[:3])}; `dvc exp rename {name} OTHER` keeps "
-                f"it under another name, `dvc exp remove {name}` removes it"
+                f"the experiment {name} ({reference}) is not one of this tool: it changes {more}; "
+                f"`dvc exp rename {name} OTHER` keeps it under another name, "
+                f"`dvc exp remove {name}` removes it"
             )
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = subprocess.run(dry, capture_output=True, text=True, check=False)
-    if asked.returncode or "Running stage" in asked.stdout:
+    if asked.returncode:
+        raise InputError(f"`{' '.join(dry)}` failed:\n{asked.stderr.strip()}")
+    if "Running stage" in asked.stdout:
         raise InputError(
             "the results are not of these parameters and this code: `dvc repro` and `git commit` "
             "first, or an experiment would show new parameters beside old numbers"
@@ -55,7 +58,7 @@ def require_a_usable_repository() -> None:
     """Check what DVC needs of a repository to make experiments in it.
 
     Raises:
-        InputError: something is missing; DVC itself would fail without a reason, or not at all.
+        InputError: something is missing. DVC would fail without saying why, or seem to succeed.
     """
     if not git("rev-parse", "--git-dir"):
         raise InputError(f"{Path.cwd()} is not a git repository, and DVC's experiments are commits")
@@ -97,7 +100,7 @@ def require_free_names(variants: Iterable[str]) -> None:
     for variant in variants:
         if not git("rev-parse", "--verify", "--quiet", f"{variant}^{{commit}}"):
             continue
-        owner = "commit of that name (`git rev-parse {0}`): remove what git calls so"
+        owner = "commit of that name (`git rev-parse {0}`): remove it, if it is a reference"
         for kind, words in renaming.items():
             if git("rev-parse", "--verify", "--quiet", f"refs/{kind}/{variant}"):
                 owner = words
@@ -108,5 +111,5 @@ def require_free_names(variants: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    with told():
+    with errors_as_messages():
         main()

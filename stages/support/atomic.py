@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, the folder read-only, or the like.
     """
-    with _told(path), _temporary_folder(path) as folder:
+    with _os_errors_as_input_errors(path), _in_temporary_folder(path) as folder:
         yield folder / path.name
         _to_disk(folder / path.name)
         (folder / path.name).replace(path)
@@ -37,7 +37,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         InputError: as `replacing`.
     """
     retired = path.with_name(path.name + ".old.tmp")
-    with _told(path), _temporary_folder(path) as folder:
+    with _os_errors_as_input_errors(path), _in_temporary_folder(path) as folder:
         yield folder
         for written in (*folder.iterdir(), folder):
             _to_disk(written)
@@ -54,7 +54,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def temporary(path: Path) -> Path:
+def temporary_folder(path: Path) -> Path:
     """Return the folder in which `replacing` and `replacing_folder` prepare the new `path`."""
     return path.with_name(path.name + ".tmp")
 
@@ -68,9 +68,9 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
+def _in_temporary_folder(path: Path) -> Iterator[Path]:
     # A folder even for one file, because safetensors writes a temporary file of its own beside it.
-    folder = temporary(path)
+    folder = temporary_folder(path)
     remove(folder)  # A run that was killed may have left one.
     folder.mkdir(parents=True)
     try:
@@ -80,13 +80,14 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _os_errors_as_input_errors(path: Path) -> Iterator[None]:
+    """Tell an error of the disk. The block should write files, and do nothing else."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} was not written: {error}; nothing half-written is left: make room, or the "
-            "folder writable, then `dvc repro`"
+            f"{path} was not written: {error}; no partial file is left: free disk space, or make "
+            "the folder writable, then run the command again"
         ) from None
 
 

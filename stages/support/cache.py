@@ -26,7 +26,7 @@ def md5_of(path: Path) -> str:
 
 
 def damaged(*outputs: Path) -> list[Path]:
-    """Return the files whose objects in the cache are not as they were written, and the objects.
+    """Return every file whose object in the cache is damaged, each followed by the object's path.
 
     Args:
         outputs: files or folders of dvc.lock, files in such folders, or folders of such files.
@@ -40,7 +40,7 @@ def damaged(*outputs: Path) -> list[Path]:
     return found
 
 
-@cache
+@cache  # by checkout, since each has its own setting
 def _folder(_checkout: Path) -> str:
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -48,20 +48,21 @@ def _folder(_checkout: Path) -> str:
 
 
 def _recorded(output: Path) -> dict[Path, str]:
-    """Return the MD5 of each file that dvc.lock records of an output; of a folder, of all of it."""
-    # dvc.lock may be missing, or half-written by another stage.
-    with suppress(OSError, YAMLError, ValueError, KeyError, TypeError):
+    """Return path and MD5 of each file that dvc.lock records at or below `output`."""
+    try:
         stages: dict[str, Any] = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
-        outs = [out for stage in stages.values() for out in stage["outs"]]
+        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
         files = {Path(out["path"]): str(out["md5"]) for out in outs}
-        for path, md5 in [*files.items()]:
-            listed = cache_object(md5) if md5.endswith(".dir") else None
-            if listed and path in (output, output.parent):
+    except (OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # dvc.lock is missing, or half-written by another stage.
+    for path, md5 in [*files.items()]:
+        listed = cache_object(md5) if md5.endswith(".dir") else None
+        if listed and path in (output, output.parent):
+            with suppress(ValueError, KeyError, TypeError):  # The list itself may be damaged.
                 inner = json.loads(listed.read_bytes())
                 files |= {path / file["relpath"]: str(file["md5"]) for file in inner}
-        return {
-            path: md5
-            for path, md5 in files.items()
-            if output in (path, *path.parents) and not md5.endswith(".dir")
-        }
-    return {}
+    return {
+        path: md5
+        for path, md5 in files.items()
+        if output in (path, *path.parents) and not md5.endswith(".dir")
+    }

@@ -14,16 +14,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from stages.support.atomic import remove, temporary
-from stages.support.errors import InputError, obey_signals, postpone_signals, signal_waits
+from stages.support.atomic import remove, temporary_folder
+from stages.support.errors import (
+    InputError,
+    obey_signals,
+    postpone_signals,
+    signal_is_pending,
+)
 from stages.support.tensors import Arrays, read_tensors, write_tensors
 
 CHECKPOINTS = Path(".checkpoints")  # not an output: DVC removes a stage's outputs before it runs
 
-Fingerprint = Mapping[str, object]  # JSON values, by what they are called in a message
+Fingerprint = Mapping[str, object]  # JSON values, by the names that `changes` prints
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """What a training has to show for its finished epochs: a row for each, as JSON values."""
 
@@ -62,17 +67,18 @@ def saving(
     every epoch is saved where an epoch takes longer than that. The last epoch is always saved.
 
     The function takes the progress so far and a line about the epoch. The line is printed with
-    "saved" once the file is on disk, or with "not saved". As long as an epoch is not saved, SIGINT
-    and SIGTERM wait for the end of the running epoch, which is then short, and for its save.
+    "saved" once the file is on disk, or with "not saved". After an epoch that was not saved, SIGINT
+    and SIGTERM wait until the running epoch is trained and saved. The wait is short, because an
+    epoch goes unsaved only where epochs are short.
 
     Args:
         path: of the checkpoint.
         fingerprint: of everything that decides the result but the number of epochs.
         epochs: how many are wanted.
-        network: whose weights and statistics are saved.
-        optimizer: of its parameters, whose state is saved.
+        network: its weights and BatchNorm's statistics are saved.
+        optimizer: the network's; its state is saved.
         costs_between_saves: 20 bounds the time for saving to 5 %; 0 saves every epoch.
-        clock: in seconds.
+        clock: returns the time in seconds.
 
     Raises:
         InputError: a checkpoint cannot be written; raised by the next call, or at the end of the
@@ -80,7 +86,7 @@ def saving(
     """
     written: Future[None] | None = None
     saved_at, cost = clock(), 0.0
-    remove(temporary(path))  # A run that was killed may have left it.
+    remove(temporary_folder(path))  # A run that was killed may have left it.
 
     with ThreadPoolExecutor(max_workers=1) as thread:
 
@@ -105,8 +111,10 @@ def saving(
         def after_epoch(progress: Progress, line: str) -> None:
             postpone_signals()
             due = clock() - saved_at >= costs_between_saves * cost
-            if due or signal_waits() or len(progress.rows) == epochs:
+            if due or signal_is_pending() or len(progress.rows) == epochs:
                 save(progress, f"{line}, saved")
+                if signal_is_pending() and written:
+                    written.result()  # This is the last chance to say that the disk is full.
                 obey_signals()
             else:
                 thread.submit(_print, f"{line}, not saved")  # after the line of the epoch before
@@ -157,10 +165,12 @@ def resume(
         ran_on: as `stages.support.machine.describe` says.
         epochs: how many are wanted; a checkpoint with more does not fit.
         network: its weights and statistics are replaced, if a checkpoint fits.
-        optimizer: of its parameters; likewise.
+        optimizer: the network's; its state is replaced, if a checkpoint fits.
     """
     checkouts = [folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"]
-    for candidate in filter(Path.exists, [path, *(folder / path for folder in checkouts)]):
+    for candidate in [path, *(folder / path for folder in checkouts)]:
+        if not candidate.exists():
+            continue
         try:
             tensors, progress = _load(candidate, fingerprint, epochs)
         except InputError as error:
@@ -169,7 +179,7 @@ def resume(
         _restore(tensors, network, optimizer)
         print(f"{candidate}: goes on after epoch {len(progress.rows)}", flush=True)
         machine = {key: ran_on[key] for key in ("threads", "processor", "instructions", "device")}
-        places = [{key: row[key] for key in machine} for row in progress.timings]
+        places = [{key: row.get(key) for key in machine} for row in progress.timings]
         others = [changed for place in places if (changed := changes(place, machine))]
         if others and len(progress.rows) < epochs:
             print(f"{others[-1]}: bits may differ from those of a run in one go", flush=True)

@@ -23,8 +23,8 @@ def short_sha256(path: Path) -> str:
 def code_at_start() -> dict[str, str]:
     """Return the digest of every module that a stage may depend on, by its path.
 
-    The digests are those of the first call. `stages.__main__` makes it before it imports a stage,
-    so they describe the code that the process runs, even if a file is edited later.
+    The first call computes the digests. `stages.__main__` calls this before it imports a stage, so
+    the digests describe the code that the process runs, even if a file is edited later.
     """
     modules = sorted(STAGES.glob("**/*.py"))
     return {name: short_sha256(path) for path in modules if (name := _recorded_name(path))}

@@ -29,59 +29,71 @@ class InputError(Exception):
     """Something that the user can mend. The message says what was found where, and what to do."""
 
 
-# The remedies stand here, so that better words train nothing again.
+# The remedies stand in this room, on which no stage depends: better words train nothing again.
 def unusable(path: Path, reason: object) -> InputError:
     """Return the error about a result that is missing, damaged or of another kind.
 
     Where DVC's own copy is damaged, DVC would put the damaged bytes back again and again.
     """
-    return InputError(f"{path}: {reason}; {_remove(damaged(path)) or '`dvc repro` makes it anew'}")
+    return InputError(f"{path}: {reason}; {_remedy(damaged(path)) or '`dvc repro` makes it anew'}")
 
 
 def misplaced(reason: str) -> InputError:
     """Return the error about results that are whole, but not those that belong there."""
-    remedy = _remove(damaged(Path("models"), Path("metrics/history")))
+    remedy = _remedy(damaged(Path("models"), Path("metrics/history")))
     restored = "`dvc checkout --force` restores them, or `dvc repro` makes them"
     return InputError(f"{reason}; {remedy or restored}")
 
 
-def _remove(files: list[Path]) -> str:
-    """Return the remedy for damaged objects of DVC's cache; empty if there are none."""
+def _remedy(files: list[Path]) -> str:
+    """Return what to do about damaged objects of DVC's cache; an empty text if there are none."""
     command = shlex.join(["rm", "-f", *map(str, files)])
     return f"DVC's copy is damaged too: `{command}`, then `dvc repro`" if files else ""
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_as_messages(advice: str = "") -> Iterator[None]:
     """End the process with a message, not a traceback, for what is no defect of the program.
 
     The exit code is 1 after an `InputError`, an `OSError` or a lack of memory, 130 after SIGINT and
     143 after SIGTERM. Enter this before slow imports, so that it covers them too.
+
+    Args:
+        advice: what to do after a signal or a lack of memory.
     """
+    _Signals.advice = advice and f"; {advice}"
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's `command &` has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # A script's `command &` ignores SIGINT.
             signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             with suppress(OSError):  # It may be closed, or be no place to write to.
-                stream.reconfigure(errors="replace")  # characters that it lacks, such as ±
+                # The stream may lack characters such as ±.
+                stream.reconfigure(errors="replace")
     try:
         yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
-    except (tomllib.TOMLDecodeError, InvalidRequirement, PackageNotFoundError) as error:
-        sys.exit(f"error: pyproject.toml: {error}; `git checkout pyproject.toml` restores it")
+    except PackageNotFoundError as error:
+        sys.exit(
+            f"error: the package {error.name} is not installed: `make env` installs it; if "
+            "pyproject.toml names a wrong one, `git checkout pyproject.toml` restores it"
+        )
+    except (tomllib.TOMLDecodeError, InvalidRequirement) as error:
+        reason = " ".join(str(error).split())
+        sys.exit(f"error: pyproject.toml: {reason}; `git checkout pyproject.toml` restores it")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
-        sys.exit(f"error: out of memory; {GOES_ON}")
+        sys.exit(f"error: out of memory{_Signals.advice}")
 
 
-class _Postponed:
-    """`waits`: signals are being held back. `number`: the signal held back, 0 for none."""
+class _Signals:
+    """How signals are treated."""
 
-    waits = False
-    number = 0
+    postponed = False  # A signal waits for `obey_signals`.
+    pending = 0  # the signal that waits, 0 for none
+    advice = ""  # ends the message about a signal
 
 
 def postpone_signals() -> None:
@@ -89,17 +101,17 @@ def postpone_signals() -> None:
 
     A second signal ends the process at once, here as always.
     """
-    _Postponed.waits = True
+    _Signals.postponed = True
 
 
-def signal_waits() -> bool:
+def signal_is_pending() -> bool:
     """Tell whether a signal has come that waits for `obey_signals`."""
-    return _Postponed.number != 0
+    return _Signals.pending != 0
 
 
 def obey_signals() -> None:
     """Obey the signal that waits, if there is one, and from now on each as it comes."""
-    _Postponed.waits, number, _Postponed.number = False, _Postponed.number, 0
+    _Signals.postponed, number, _Signals.pending = False, _Signals.pending, 0
     if number:
         sys.exit(128 + number)
 
@@ -110,11 +122,12 @@ def _stop(number: int, _: FrameType | None) -> None:
         if signal.getsignal(again) is _stop:
             signal.signal(again, signal.SIG_DFL)
     # Not print: the signal may have interrupted a print, which cannot be entered again.
-    when = "after this epoch, which is then saved; " if _Postponed.waits else ""
     name = signal.Signals(number).name
+    postponed = f"{name} received: this epoch is trained and saved first"
+    what = postponed if _Signals.postponed else f"stopped by {name}"
     with suppress(OSError):  # Nobody may be left to read it, and a signal is obeyed all the same.
-        os.write(2, f"\nstopped by {name}; {when}{GOES_ON}\n".encode())
-    if _Postponed.waits:
-        _Postponed.number = number
+        os.write(2, f"\n{what}{_Signals.advice}\n".encode())
+    if _Signals.postponed:
+        _Signals.pending = number
     else:
         sys.exit(128 + number)

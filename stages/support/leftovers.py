@@ -6,8 +6,9 @@ from pathlib import Path
 
 from stages.support.cache import cache_object, md5_of
 from stages.support.git import git
+from stages.support.params import NAME
 
-SEED, VARIANT = r"\d+", r"[a-z0-9][a-z0-9_-]*"  # the names of results in a folder
+SEED, VARIANT = r"\d+", NAME  # the names of results in a folder
 
 
 def remove_leftovers(folder: Path, scheme: str, suffix: str, named: Iterable[object]) -> None:

@@ -11,7 +11,7 @@ LOCKS = Path(".locks")
 
 
 def sole_run(key: str) -> AcquireReturnProxy[FileLock]:
-    """Return the lock `key`, held, once no other process of this folder holds it.
+    """Wait until no other process in this folder holds the lock `key`, then take and return it.
 
     DVC lets no two of its runs write one output. But if only dvc is killed, its stage keeps
     running, and the next dvc would start the same stage beside it.

@@ -21,6 +21,8 @@ from stages.support.errors import InputError
 # Facts of MNIST's format. tests/test_params.py holds them to the format and to the network.
 CLASSES = 10  # outputs of the network, whichever classes the data keeps
 SIDE = 28  # pixels of an image before padding
+MAX_PAD = 100  # pixels
+NAME = r"[a-z0-9][a-z0-9_-]*"  # of a variant or a data set
 
 Scale = Literal["none", "unit", "half"]
 Activation = Literal["relu", "sigmoid"]
@@ -44,7 +46,7 @@ def _matching(pattern: str, allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _filled(values: Any) -> Any:
+def _not_empty(values: Any) -> Any:
     if not values:
         raise ValueError("must have at least one item")
     return values
@@ -64,7 +66,7 @@ def _not_taken(name: str) -> str:
 
 
 _Name = Annotated[  # becomes part of file names, DVC's stage names and git references
-    str, _matching(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")
+    str, _matching(NAME, "lower-case letters, digits, - and _")
 ]
 _VariantName = Annotated[_Name, AfterValidator(_not_taken)]
 _Source = Annotated[
@@ -79,11 +81,11 @@ _Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hexadecimal digits in lo
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _has_known_keys(cls, section: Any) -> Any:
+    def _check_keys(cls, section: Any) -> Any:
         allowed = ", ".join(cls.model_fields)
         if not isinstance(section, dict):
             raise ValueError(f"must be a mapping with the keys {allowed}")
@@ -98,7 +100,7 @@ class _Section(BaseModel):
 class Dataset(_Section):
     """Where a data set comes from, and the SHA-256 of its decompressed files."""
 
-    sources: Annotated[list[_Source], AfterValidator(_filled)]
+    sources: Annotated[list[_Source], AfterValidator(_not_empty)]
     sha256: dict[IdxFile, _Sha256] = {}
 
 
@@ -106,10 +108,10 @@ class Data(_Section):
     """What is kept of the data set, and how the network sees it."""
 
     per_class: int | Literal["all"]
-    pad: Annotated[int, Field(ge=0, le=100)]
+    pad: Annotated[int, Field(ge=0, le=MAX_PAD)]
     classes: Annotated[
         list[Annotated[int, Field(ge=0, lt=CLASSES)]],
-        AfterValidator(_filled),
+        AfterValidator(_not_empty),
         AfterValidator(_distinct),
     ]
     scale: Scale
@@ -121,7 +123,7 @@ class Data(_Section):
 
     @field_validator("per_class", mode="before")
     @classmethod
-    def _counts(cls, value: Any) -> Any:
+    def _check_count(cls, value: Any) -> Any:
         if value != "all" and (type(value) is not int or value < 1):
             raise ValueError("must be a whole number of at least 1, or all")
         return value
@@ -136,7 +138,7 @@ class Architecture(_Section):
 
     @field_validator("widths", mode="before")
     @classmethod
-    def _is_a_vgg(cls, widths: Any) -> Any:
+    def _check_widths(cls, widths: Any) -> Any:
         if not isinstance(widths, list) or not widths:
             raise ValueError("must be a list of channels, with M where a pooling follows")
         for before, width in zip(("M", *widths), widths, strict=False):
@@ -172,7 +174,7 @@ class Variant(_Section):
 
     @field_validator("momentum")
     @classmethod
-    def _belongs_to_sgd(cls, momentum: float | None, info: ValidationInfo) -> float | None:
+    def _check_momentum(cls, momentum: float | None, info: ValidationInfo) -> float | None:
         optimizer = info.data.get("optimizer")
         if optimizer == "adam" and momentum is not None:
             raise ValueError("belongs to optimizer sgd; adam has none")
@@ -184,32 +186,34 @@ class Variant(_Section):
 class Params(_Section):
     """The whole of params.yaml."""
 
-    datasets: Annotated[dict[_Name, Dataset], AfterValidator(_filled)]
+    datasets: Annotated[dict[_Name, Dataset], AfterValidator(_not_empty)]
     dataset: str
     data: Data
     network: Architecture
     train: Train
-    variants: Annotated[dict[_VariantName, Variant], AfterValidator(_filled)]
+    variants: Annotated[dict[_VariantName, Variant], AfterValidator(_not_empty)]
     variant: str
     seeds: Annotated[
         list[Annotated[int, Field(ge=0, lt=2**32)]],
-        AfterValidator(_filled),
+        AfterValidator(_not_empty),
         AfterValidator(_distinct),
     ]
 
     @field_validator("dataset", "variant")
     @classmethod
-    def _is_an_entry(cls, name: str, info: ValidationInfo) -> str:
+    def _check_entry(cls, name: str, info: ValidationInfo) -> str:
         entries = info.data.get(f"{info.field_name}s")
         if entries is not None and name not in entries:
             raise ValueError(f"must be one of {', '.join(entries)}")
         return name
 
     def training(self, variant: str, seed: int) -> dict[str, Any]:
-        """Return all that identifies one training, as JSON values: what decides its result.
+        """Return the parameters that identify one training, as JSON values.
 
         The number of epochs is left out, since a longer training begins with a shorter one. The
-        weights, the checkpoint and the progress view name a training by this.
+        weights, the checkpoint and the progress view name a training by these parameters.
+        `fingerprint` in stages/train.py adds what else decides the result: device, precision,
+        torch, images and code.
         """
         return {
             "variant": variant,
@@ -222,17 +226,20 @@ class Params(_Section):
         }
 
     @model_validator(mode="after")
-    def _leaves_enough_pixels(self) -> "Params":
+    def _check_pixels(self) -> "Params":
         # A pooling leaves a pixel or more. A convolution sees 2x2 or more: on a single pixel, its
         # BatchNorm would have nothing to normalise in a batch of one image.
         poolings, convolution_is_last = self.network.poolings, self.network.widths[-1] != "M"
         least = 2 ** (poolings + convolution_is_last)
         if self.data.side < least:
             then = " and a convolution" if convolution_is_last else ""
+            pad = -(-(least - SIDE) // 2)
+            remedy = (
+                "take an M away" if pad > MAX_PAD else f"pad by {pad} or more, or take an M away"
+            )
             raise ValueError(
                 f"network.widths: {poolings} poolings (M){then} need images of {least} pixels, but "
-                f"data.pad: {self.data.pad} makes {self.data.side}; "
-                f"pad by {-(-(least - SIDE) // 2)} or more, or take an M away"
+                f"data.pad: {self.data.pad} makes {self.data.side}; {remedy}"
             )
         return self
 

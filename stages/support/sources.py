@@ -59,11 +59,11 @@ def fetch(
         timeout: seconds without a byte before a server counts as stalled.
 
     Raises:
-        InputError: none is; says what was tried and why it failed.
+        InputError: no source has the right files. The message lists each source with the reason.
     """
     failures = []
     for text in dataset.sources:
-        for name, source in _open(text, timeout):
+        for name, source in _sources_of(text, timeout):
             print(f"trying {name}", flush=True)
             try:
                 contents = {file: source(file) for file in FILES}
@@ -83,8 +83,11 @@ def fetch(
     )
 
 
-def _open(text: str, timeout: float) -> Iterator[tuple[str, Source]]:
-    kind, _, rest = text.partition(":")
+def _sources_of(text: str, timeout: float) -> Iterator[tuple[str, Source]]:
+    """Yield a name and a source for each place that a line of params.yaml stands for."""
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        kind = "folder"
     if kind == "torchvision":
         from torchvision import datasets  # type: ignore[import-untyped]  # takes 5 s and 1 GB
 
@@ -124,7 +127,7 @@ def _from_folder(folder: str, timeout: float, file: IdxFile) -> bytes:
 
 
 def _from_url(base: str, timeout: float, file: IdxFile) -> bytes:
-    """Return the decompressed file: FILE.gz or, where that is missing or damaged, FILE."""
+    """Return the decompressed content: of FILE.gz, or of FILE if FILE.gz cannot be had."""
     url = f"{base.rstrip('/')}/{file}"
     try:
         return _decompress(f"{file}.gz", _get(f"{url}.gz", timeout))

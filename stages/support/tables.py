@@ -35,7 +35,9 @@ def read_table(path: Path, kind: type[Row]) -> list[Row]:
         rows = [kind.model_validate_strings(row) for row in read]
     except ValidationError as error:
         reason = _first_of(error)
-    except (FileNotFoundError, UnicodeDecodeError, csv.Error, TypeError) as error:
+    except FileNotFoundError as error:
+        reason = str(error.strerror)
+    except (UnicodeDecodeError, csv.Error, TypeError) as error:
         reason = str(error)
     else:
         if rows:
@@ -55,7 +57,7 @@ def read_record(path: Path, kind: type[Row]) -> Row:
     except ValidationError as error:
         reason = _first_of(error)
     except FileNotFoundError as error:
-        reason = str(error)
+        reason = str(error.strerror)
     raise unusable(path, reason)
 
 

@@ -14,9 +14,8 @@ from safetensors.numpy import save_file
 from stages.support.atomic import replacing
 from stages.support.errors import unusable
 
-# These errors mean: no such file, make it anew. A PermissionError is passed on, since the file may
-# be fine.
-MISSING = (FileNotFoundError, IsADirectoryError)
+# What reading a file of another kind raises.
+NOT_OURS = (SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -46,8 +45,13 @@ def read_tensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             description = json.loads(file.metadata()["description"])
         sha256 = description.pop("sha256")
-    except (*MISSING, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise unusable(path, f"not readable as a file of ours ({error})") from None
+    except FileNotFoundError as error:
+        raise unusable(path, error.strerror) from None
+    except (
+        IsADirectoryError,
+        *NOT_OURS,
+    ) as error:  # A PermissionError is passed on: the file may be fine.
+        raise unusable(path, f"is not one of this pipeline's tensor files ({error})") from None
     if sha256 != _content_sha256(tensors, description):
         raise unusable(path, "damaged, its digest is another")
     return tensors, description
