@@ -307,6 +307,7 @@ def test_progress_tells_epochs_and_accuracies_from_checkpoints_or_from_results(
     assert lines_of_progress(project)[0].endswith("seed 0   0 of 2 epochs")
     (project.folder / "metrics/history/adam/0.csv").unlink()
     assert lines_of_progress(project)[1].endswith("seed 0   0 of 2 epochs")
+    assert lines_of_progress(project)[2].startswith("nothing is trained in this checkout yet")
 
 
 @pytest.mark.parametrize("name", [".checkpoints/sgd/0.safetensors", "data/subset/test.safetensors"])

@@ -20,14 +20,17 @@ SUBSET = Path("data/subset")
 def main() -> None:
     """Print a line per variant and seed: the epochs so far, and the test accuracy after each."""
     params = load_params()
-    width = max(map(len, params.variants))
+    width, total = max(map(len, params.variants)), 0
     for variant in params.variants:
         for seed in params.seeds:
             curve = test_accuracies(variant, seed, params.training(variant, seed))
             curve = curve[: params.train.epochs]  # a longer training begins with this one
+            total += len(curve)
             done = f"{len(curve):2} of {params.train.epochs} epochs"
             after = " ".join(f"{accuracy:.4f}" for accuracy in curve)
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())
+    if not total:
+        print("nothing is trained in this checkout yet: `make repro` does, or `dvc pull` brings it")
     if SUBSET.exists():
         images = len(load_split(SUBSET, "test").labels)
         widest = f"± {plus_minus([0.5], images):.4f} at most"
