@@ -21,7 +21,8 @@ STAGES = {
 # As many at a time as there are processors, so that a training has one thread, as in `finished`.
 JOBS = max(2, len(os.sched_getaffinity(0)))
 # The environment that make would build is the one that runs this test.
-PARALLEL = ("make", "--assume-old=.venv/.stamp", "parallel", f"JOBS={JOBS}")
+ASSUMED = ("--assume-old=.venv/.stamp", "--assume-old=.venv/.stamp-all")
+PARALLEL = ("make", *ASSUMED, "parallel", f"JOBS={JOBS}")
 
 
 @pytest.fixture(scope="module")
