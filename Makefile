@@ -69,7 +69,7 @@ variants: .venv/.stamp  ## one DVC experiment per variant, for `dvc metrics diff
 table: .venv/.stamp  ## print README's table of results
 	python -m tools.table
 
-smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: about a minute
+smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: a few minutes
 	python -m tools.smoke
 
 faults: .venv/.stamp-all  ## kill `make repro` a hundred times at random, run it again, compare the bytes

@@ -131,7 +131,7 @@ def test_the_page_shows_every_chart_and_tells_the_story_in_order(shown: Project)
     told += ["Which digit is taken for which", "metrics_confusion_sgd_csv"]
     told += ["The images", "metrics_figures_digits_png"]
     assert [one for one in page.order if one in told] == told
-    assert page.about.startswith("A point is an epoch.")
+    assert page.about.startswith("In a chart of lines, a point is an epoch.")
 
 
 def test_a_chart_that_a_user_adds_is_shown(prepared: Project) -> None:

@@ -30,7 +30,7 @@ def copy_checkout(checkout: Path, copy: Path) -> None:
         is_result = name == "dvc.lock" or name.startswith("metrics/")
         if not is_result and (checkout / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkout / name, copy / name)
+            shutil.copy2(checkout / name, copy / name)  # with its time, which make compares
     init = ["git", "init", "--quiet", "--initial-branch=main"]
     subprocess.run(init, cwd=copy, check=True, env=own_environment())
 

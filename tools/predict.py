@@ -31,7 +31,7 @@ def main() -> None:
     if not options.model.exists():
         raise InputError(
             f"{options.model}: not there: `dvc pull` or `dvc repro` brings it, or name another "
-            "with --model: `make smoke` makes one in a minute"
+            "with --model: `make smoke` makes one in minutes"
         )
     network = load_network(options.model)
     _, description = read_tensors(options.model)

@@ -30,7 +30,7 @@ def main() -> None:
             after = " ".join(f"{accuracy:.4f}" for accuracy in curve)
             print(f"{variant:{width}}  seed {seed}  {done}  {after}".rstrip())
     if not total:
-        print("nothing is trained in this checkout yet: `make repro` does, or `dvc pull` brings it")
+        print("nothing is trained in this checkout yet: `make repro` trains")
     if SUBSET.exists():
         images = len(load_split(SUBSET, "test").labels)
         widest = f"± {plus_minus([0.5], images):.4f} at most"

@@ -27,6 +27,9 @@ def main() -> None:
     params["network"] = NETWORK
     params["data"] |= {"per_class": PER_CLASS, "pad": 2}
     params["train"]["epochs"] = 5
+    if Path(".venv").is_dir():
+        # So that the Makefile in the copy builds no second environment.
+        (copy / ".venv").symlink_to(Path(".venv").absolute())
     variants = list(params["variants"])[:2]
     params["variants"] = {name: params["variants"][name] for name in variants}
     params["variant"], params["seeds"] = variants[-1], params["seeds"][:1]

@@ -60,9 +60,9 @@ def print_table() -> None:
         ]
         places |= {describe(row.__pydantic_extra__) for row in timings}
         seconds = [row.seconds for row in timings]
-        median = f"{statistics.median(seconds):.1f}" if seconds else "in DVC's cache: `dvc pull`"
+        median = f"{statistics.median(seconds):.1f}" if seconds else "not in this checkout"
         print(f"{start} {median} |")
-    one = "1 seed; ± is half the width of the 95 % binomial interval (the longer side)"
+    one = "1 seed; ± is the distance to the farther end of the 95 % binomial interval"
     several = f"{len(params.seeds)} seeds; ± is the standard deviation over them"
     seeds = several if params.seeds[1:] else one
     print(f"\nAfter {params.train.epochs} epochs, {seeds}; seconds are the median epoch.", end="")

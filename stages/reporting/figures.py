@@ -49,18 +49,19 @@ def modes(curves: Curves) -> Figure:
     """Draw the accuracy in training mode beside that in evaluation mode, a panel per variant."""
     figure, panels = _panels(len(curves), sharey=True)
     for axes, (variant, rows) in zip(panels, curves.items(), strict=True):
-        _draw(axes, rows, "seen_accuracy", "training images in training mode", SEEN, "^")
-        _draw(axes, rows, "train_accuracy", "in evaluation mode", TRAIN, "s")
+        _draw(axes, rows, "seen_accuracy", "training mode", SEEN, "^")
+        _draw(axes, rows, "train_accuracy", "evaluation mode", TRAIN, "s")
         axes.plot(
             [row.epoch for row in rows],
             [row.test_accuracy_batch_statistics for row in rows],
             "*",
             color=TEST,
             markersize=11,
-            label="test images, batch statistics (last epoch)",
+            label="test images with batch statistics (last epoch)",
         )
         _label(axes, variant, "accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle("Accuracy on the training images, in training mode and in evaluation mode")
     return figure
 
 
@@ -131,7 +132,9 @@ def gradient_norms(curves: Curves) -> Figure:
         axes.set_ylabel("L2 norm")
         axes.set_title(variant)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle("Norm of the gradient of each layer's weight, mean over the epoch's steps")
+    figure.suptitle(
+        "Norm of the gradient of each layer's weight: a line per epoch, from light to dark"
+    )
     return figure
 
 
