@@ -159,3 +159,13 @@ def test_a_cut_picture_and_an_empty_one_get_one_line(model: Path, tmp_path: Path
 def test_a_missing_model_is_told_with_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`make smoke` makes one"):
         run("--model", tmp_path / "no", tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("paper", "ink"), [(60_000, 30_000), (3_000, 300), (0, 65_535)])
+def test_a_picture_of_16_bits_is_not_clipped(
+    shown: Callable[..., np.ndarray], paper: int, ink: int
+) -> None:
+    eight = np.asarray(draw(4), np.float64)
+    share = (eight - DARK) / (LIGHT - DARK)  # of paper
+    sixteen = (ink + share * (paper - ink)).astype(np.uint16)
+    np.testing.assert_allclose(shown(Image.fromarray(sixteen)), shown(draw(4)), atol=8)

@@ -38,6 +38,7 @@ def refusal() -> str:
     [
         ("git branch sgd", "the branch sgd: rename it with `git branch --move sgd OTHER`"),
         ("git tag adam", "the tag adam: rename it with `git tag OTHER adam` and `git tag --delete"),
+        ("git update-ref refs/remotes/origin/sgd HEAD", "the remote branch origin/sgd: rename the"),
         ("git update-ref refs/remotes/sgd HEAD", "the commit of that name (`git rev-parse sgd`)"),
     ],
 )
@@ -87,6 +88,15 @@ def test_new_parameters_are_not_shown_beside_old_numbers(inside: Project) -> Non
     assert "`dvc repro` and `git commit` first" in refusal()
 
 
+@pytest.mark.parametrize("staged", [False, True])
+def test_results_that_are_not_committed_are_refused(inside: Project, staged: bool) -> None:
+    with inside.params() as params:
+        params["variants"]["sgd"]["lr"] = 0.5
+    if staged:
+        inside.run("git", "add", "params.yaml")
+    assert "params.yaml: not as committed; `git commit --all` first" in refusal()
+
+
 @pytest.mark.slow
 def test_an_experiment_of_the_users_own_is_kept_and_an_old_one_is_named(inside: Project) -> None:
     variants.main()
@@ -122,8 +132,8 @@ def test_a_damaged_cache_has_a_remedy_that_works(inside: Project) -> None:
         )
         cached = Path(".dvc/cache/files/md5", lock[:2], lock[2:])
         content = bytearray(cached.read_bytes())
-        # In the weights, or in the last row's test accuracy, of which the first digit is 0 or 1.
-        at = len(content) - 3 if output == weights else last_test_accuracy(content.decode())
+        # In the weights, or in the first test accuracy, which nothing else would contradict.
+        at = len(content) - 3 if output == weights else first_test_accuracy(content.decode())
         content[at : at + 1] = change if output == history else bytes([content[at] ^ 1])
         cached.chmod(0o644)
         cached.write_bytes(content)
@@ -140,11 +150,25 @@ def test_a_damaged_cache_has_a_remedy_that_works(inside: Project) -> None:
     assert inside.digests() == before
 
 
-def last_test_accuracy(table: str) -> int:
-    """Return where the test accuracy of the last row begins."""
-    names, *_, last = table.splitlines()
+def first_test_accuracy(table: str) -> int:
+    """Return where the digits after the point of the first row's test accuracy begin."""
+    names, first, *_ = table.splitlines()
     column = names.split(",").index("test_accuracy")
-    return table.rindex(last) + len(",".join(last.split(",")[:column])) + 1
+    return table.index(first) + len(",".join(first.split(",")[:column])) + len(",0.")
+
+
+def test_a_damaged_list_of_a_folder_has_a_remedy_that_works(inside: Project) -> None:
+    (md5,) = (out["md5"] for out in inside.lock()["stages"]["subset"]["outs"])
+    listed = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+    listed.chmod(0o644)
+    listed.write_text("[]", encoding="utf-8")
+    shutil.rmtree("data/subset")
+    with pytest.raises(InputError, match=r"DVC's copy is damaged too: `rm ") as caught:
+        inside.stage(*inside.command("compare")[3:])
+    subprocess.run(["bash", "-c", str(caught.value).split("`")[1]], check=True)
+    before = inside.digests()
+    assert "subset" in inside.repro()
+    assert inside.digests().items() >= before.items()
 
 
 def test_without_a_cache_a_missing_file_gets_one_line(finished: Project, tmp_path: Path) -> None:

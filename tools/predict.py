@@ -33,7 +33,12 @@ def main() -> None:
             f"{options.model}: not there: `dvc pull` or `dvc repro` brings it, or name another "
             "with --model: `make smoke` makes one in minutes"
         )
-    network = load_network(options.model)
+    try:
+        network = load_network(options.model)
+    except InputError:
+        if options.model == MODEL:
+            raise
+        raise InputError(f"{options.model} does not hold weights that `train` wrote") from None
     _, description = read_tensors(options.model)
     pictures = np.stack([as_mnist(path) for path in options.files])
     pad = description["pad"]
@@ -55,7 +60,7 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
+            upright = ImageOps.exif_transpose(eight_bits(picture)).convert("RGBA")
     except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no picture: {getattr(error, 'strerror', 0) or error}") from None
     on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -83,6 +88,15 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     image = np.zeros((SIDE, SIDE), np.uint8)
     image[top : top + height, left : left + width] = pixels.astype(np.uint8)
     return image
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a picture of 16 or 32 bits a pixel with 8, which Pillow itself would clip."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, np.float64)
+    low, high = values.min(), values.max()
+    return Image.fromarray((255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -40,17 +40,18 @@ def main() -> None:
 def test_accuracies(variant: str, seed: int, training: Mapping[str, object]) -> list[float]:
     """Return the test accuracy after each epoch of this training; empty if there is none yet.
 
-    After `dvc pull` or `dvc exp apply` a training has results, and no checkpoint.
+    After `dvc pull` or `dvc exp apply` the results may have more epochs than the checkpoint.
     """
-    checkpoint = Path(f".checkpoints/{variant}/{seed}.safetensors")
-    saved = description(checkpoint)
+    growing: list[float] = []
+    finished: list[float] = []
+    saved = description(Path(f".checkpoints/{variant}/{seed}.safetensors"))
     if saved and is_of(training, saved.get("fingerprint", {})):
-        return [row["test_accuracy"] for row in saved["rows"]]
+        growing = [row["test_accuracy"] for row in saved["rows"]]
     history = Path(f"metrics/history/{variant}/{seed}.csv")
     weights = description(Path(f"models/{variant}/{seed}.safetensors"))
     if weights and is_of(training, weights) and history.exists():
-        return [row.test_accuracy for row in read_table(history, EpochRow)]
-    return []
+        finished = [row.test_accuracy for row in read_table(history, EpochRow)]
+    return max(growing, finished, key=len)
 
 
 def is_of(training: Mapping[str, object], described: Mapping[str, object]) -> bool:

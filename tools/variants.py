@@ -24,8 +24,8 @@ def main() -> None:
     replaced = experiments(variants)
     for reference, name in replaced.items():
         changed = set(git("diff", "--name-only", "--relative", f"{reference}^", reference).split())
-        if not changed or changed - CHANGED:
-            more = ", ".join(sorted(changed - CHANGED)[:3]) or "nothing"
+        if changed - CHANGED:
+            more = ", ".join(sorted(changed - CHANGED)[:3])
             raise InputError(
                 f"the experiment {name} ({reference}) is not one of this tool: it changes {more}; "
                 f"`dvc exp rename {name} OTHER` keeps it under another name, "
@@ -85,6 +85,11 @@ def require_a_usable_repository() -> None:
             f"{', '.join(untracked)}: not in git yet; `git add --all` and `git commit` first, as "
             "an experiment begins with what is committed"
         )
+    if changed := git("diff", "--name-only", "HEAD", "--", "params.yaml", "dvc.lock", "metrics"):
+        raise InputError(
+            f"{', '.join(changed.splitlines()[:3])}: not as committed; `git commit --all` first, "
+            "as an experiment begins with what is committed"
+        )
 
 
 def require_free_names(variants: Iterable[str]) -> None:
@@ -98,7 +103,14 @@ def require_free_names(variants: Iterable[str]) -> None:
         "tags": "tag {0}: rename it with `git tag OTHER {0}` and `git tag --delete {0}`",
     }
     for variant in variants:
-        if not git("rev-parse", "--verify", "--quiet", f"{variant}^{{commit}}"):
+        # DVC takes a branch of a remote for the name too.
+        remote = git("for-each-ref", "--format=%(refname:short)", f"refs/remotes/*/{variant}")
+        if remote:
+            raise InputError(
+                f"variants.{variant}: `dvc metrics diff` would take the name for the remote branch "
+                f"{remote.splitlines()[0]}: rename the variant in params.yaml"
+            )
+        if not git("rev-parse", "--verify", "--quiet", variant):
             continue
         owner = "commit of that name (`git rev-parse {0}`): remove it, if it is a reference"
         for kind, words in renaming.items():

@@ -28,15 +28,17 @@ def md5_of(path: Path) -> str:
 def damaged(*outputs: Path) -> list[Path]:
     """Return every file whose object in the cache is damaged, each followed by the object's path.
 
+    Of a folder, whose object lists its files, only the object is returned.
+
     Args:
         outputs: files or folders of dvc.lock, files in such folders, or folders of such files.
     """
-    found = []
+    found: list[Path] = []
     for output in outputs:
-        for file, md5 in _recorded(output).items():
+        for path, md5 in _recorded(output).items():
             copy = cache_object(md5)
-            if copy and md5_of(copy) != md5:
-                found += [file, copy]
+            if copy and md5_of(copy) != md5.removesuffix(".dir"):
+                found += [copy] if md5.endswith(".dir") else [path, copy]
     return found
 
 
@@ -48,11 +50,10 @@ def _folder(_checkout: Path) -> str:
 
 
 def _recorded(output: Path) -> dict[Path, str]:
-    """Return path and MD5 of each file that dvc.lock records at or below `output`."""
+    """Return path and MD5 of what dvc.lock records at or below `output`, and of its folder."""
     try:
-        stages: dict[str, Any] = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
-        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-        files = {Path(out["path"]): str(out["md5"]) for out in outs}
+        lock = Path("dvc.lock").absolute()
+        files = dict(_outputs(lock, lock.stat().st_mtime_ns))
     except (OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # dvc.lock is missing, or half-written by another stage.
     for path, md5 in [*files.items()]:
@@ -64,5 +65,13 @@ def _recorded(output: Path) -> dict[Path, str]:
     return {
         path: md5
         for path, md5 in files.items()
-        if output in (path, *path.parents) and not md5.endswith(".dir")
+        if output in (path, *path.parents) or (md5.endswith(".dir") and path == output.parent)
     }
+
+
+@cache  # A lock is read anew when it has changed.
+def _outputs(lock: Path, _changed: int) -> dict[Path, str]:
+    """Return path and MD5 of all outputs that a dvc.lock records."""
+    stages: dict[str, Any] = YAML(typ="safe").load(lock)["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {Path(out["path"]): str(out["md5"]) for out in outs}

@@ -22,6 +22,7 @@ from stages.support.errors import InputError
 CLASSES = 10  # outputs of the network, whichever classes the data keeps
 SIDE = 28  # pixels of an image before padding
 MAX_PAD = 100  # pixels
+MANY = 1_000_000  # more epochs, images in a batch, or units are a mistake
 NAME = r"[a-z0-9][a-z0-9_-]*"  # of a variant or a data set
 
 Scale = Literal["none", "unit", "half"]
@@ -56,6 +57,13 @@ def _distinct(values: list[Any]) -> list[Any]:
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"must be distinct, repeats {', '.join(map(str, sorted(repeated)))}")
     return values
+
+
+def _not_denormal(value: float) -> float:
+    # The stages flush denormal numbers to zero.
+    if value < 1e-30:
+        raise ValueError("must be at least 1e-30")
+    return value
 
 
 def _not_taken(name: str) -> str:
@@ -133,7 +141,7 @@ class Architecture(_Section):
     """The layers of the network."""
 
     widths: list[int | Literal["M"]]
-    hidden: list[Annotated[int, Field(ge=1)]]
+    hidden: list[Annotated[int, Field(ge=1, le=MANY)]]
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
 
     @field_validator("widths", mode="before")
@@ -142,7 +150,7 @@ class Architecture(_Section):
         if not isinstance(widths, list) or not widths:
             raise ValueError("must be a list of channels, with M where a pooling follows")
         for before, width in zip(("M", *widths), widths, strict=False):
-            if width != "M" and (type(width) is not int or width < 1):
+            if width != "M" and (type(width) is not int or not 1 <= width <= MANY):
                 raise ValueError(f"has {width!r:.40}, must be channels, 1 or more, or M")
             if width == before == "M":
                 raise ValueError("has an M that follows no convolution")
@@ -157,8 +165,8 @@ class Architecture(_Section):
 class Train(_Section):
     """What all variants share in training."""
 
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=MANY)]
+    batch_size: Annotated[int, Field(ge=1, le=MANY)]
     device: Device
     precision: Literal["fp32", "bf16", "auto"]
 
@@ -169,7 +177,7 @@ class Variant(_Section):
     activation: Activation
     dropout: Annotated[float, Field(ge=0, lt=1)]
     optimizer: Optimizer
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0), AfterValidator(_not_denormal)]
     momentum: Annotated[float | None, Field(ge=0, lt=1, validate_default=True)] = None
 
     @field_validator("momentum")

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stages.support.atomic import replacing
+from stages.support.cache import damaged
 from stages.support.errors import unusable
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -25,7 +26,8 @@ def read_table(path: Path, kind: type[Row]) -> list[Row]:
     """Return the rows of a CSV file with a header, each as a `kind`, whose fields are the columns.
 
     Raises:
-        InputError: the file is missing, empty, no table, or has wrong columns or values.
+        InputError: the file is missing, empty, no table, has wrong columns or values, or comes from
+            a damaged object of DVC's cache.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -40,9 +42,10 @@ def read_table(path: Path, kind: type[Row]) -> list[Row]:
     except (UnicodeDecodeError, csv.Error, TypeError) as error:
         reason = str(error)
     else:
-        if rows:
+        if rows and not damaged(path):
             return rows
-        reason = "no rows"
+        # DVC does not check what it takes from its cache, and a damaged table may still be a table.
+        reason = "damaged" if rows else "no rows"
     raise unusable(path, reason)
 
 
