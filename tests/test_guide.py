@@ -176,7 +176,7 @@ def test_a_dvc_yaml_for_each_variant_trains_nothing_again(project: Project) -> N
     (project.folder / "dvc.lock").unlink()
     ran = project.repro()
     evaluations = [f"variants/{name}/dvc.yaml:evaluate" for name in ("adam", "sgd")]
-    assert sorted(ran) == sorted([*evaluations, "compare", "select"])
+    assert {*evaluations} <= {*ran} <= {*evaluations, "compare", "select"}
     assert project.digests() == before
     assert UP_TO_DATE in project.run("dvc", "status")
     with project.params() as params:

@@ -182,8 +182,10 @@ def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_onc
     cluster.start_node(node)
     assert state(cluster, job) == "COMPLETED", log
     assert UP_TO_DATE in project.run("dvc", "status")
-    for name in (SGD, ADAM):
-        assert state(cluster, before[name]["JobId"]) == "CANCELLED"
+    # The training of the dead node was cancelled in the queue. The other may have ended before.
+    cancelled = [n for n in (SGD, ADAM) if state(cluster, before[n]["JobId"]) == "CANCELLED"]
+    assert cancelled
+    for name in cancelled:
         stage_log = project.folder / f".snakemake/stages/{name}.log"
         assert "goes on after epoch" in stage_log.read_text(encoding="utf-8")
-        assert jobs(cluster)[name]["JobState"] == "COMPLETED"
+    assert {jobs(cluster)[name]["JobState"] for name in (SGD, ADAM)} == {"COMPLETED"}
