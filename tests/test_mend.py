@@ -7,8 +7,12 @@ import subprocess
 import pytest
 
 from tests.conftest import Project, stages_run
+from tools.page import PAGE
 
 MEND = ("python", "-m", "tools.mend")
+SNAKEMAKE = ("snakemake", "--cores", "2", "--dry-run")
+# The environment and the page that make would build are not what these tests are about.
+MAKE_REPRO = ("make", *(f"--assume-old={name}" for name in (".venv/.stamp", PAGE)), "repro")
 TABLE = ".dvc/tmp/rwlock"
 UP_TO_DATE = "Data and pipelines are up to date."
 
@@ -20,7 +24,7 @@ def assert_nothing_trains(project: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [MEND, ("snakemake", "--cores", "2", "--dry-run")])
+@pytest.mark.parametrize("command", [MEND, SNAKEMAKE, MAKE_REPRO])
 @pytest.mark.parametrize(("kept", "hardlink"), [(0, "false"), (1, "true"), (-1, "false")])
 def test_a_table_that_a_kill_cut_short_is_removed(
     project: Project, command: tuple[str, ...], kept: int, hardlink: str
@@ -105,7 +109,7 @@ def test_a_merge_conflict_in_the_lock_is_resolved_by_what_the_message_says(
     merged = project.run("git", "merge", "theirs", fails=True)
     assert "CONFLICT (content): Merge conflict in dvc.lock" in merged
     conflict = (project.folder / "dvc.lock").read_bytes()
-    for command in (MEND, ("snakemake", "--cores", "2", "--dry-run")):
+    for command in (MEND, SNAKEMAKE):
         printed = project.run(*command, fails=True)
         assert "dvc.lock has a merge conflict" in printed
         assert (project.folder / "dvc.lock").read_bytes() == conflict

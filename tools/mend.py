@@ -59,13 +59,13 @@ def _mend_table(repo: Repo) -> None:
     with make_lock(f"{path}.lock", repo.tmp_dir, hardlink_lock=hardlink, wait=True):
         try:
             table = json.loads(path.read_bytes())
+            readers, writers = table.get("read", {}), table.get("write", {})
         except FileNotFoundError:
             return
-        except ValueError:
+        except (ValueError, AttributeError):  # no JSON, or not an object
             path.unlink(missing_ok=True)
             print("removed .dvc/tmp/rwlock, which had been cut short", file=sys.stderr)
             return
-        readers, writers = table.get("read", {}), table.get("write", {})
         living = {
             "read": {name: [*filterfalse(_is_zombie, of)] for name, of in readers.items()},
             "write": {name: of for name, of in writers.items() if not _is_zombie(of)},
