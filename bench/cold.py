@@ -1,6 +1,5 @@
 """What a cold run of the pipeline costs beside its epochs and the passes of `evaluate`."""
 
-import csv
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +11,9 @@ from stages.learning.inference import load_images, predict, predict_with_batch_s
 from stages.learning.weights import load_network
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import load_params
+from stages.support.tables import read_table
 from tools.copies import copy_checkout, plain_params, write_params
+from tools.table import Timing
 
 RAW = Path("data/raw")
 EPOCHS = 2  # The rest of a run does not depend on their number.
@@ -44,11 +45,8 @@ def main() -> None:
 
 def trained_seconds(timings: Path) -> float:
     """Return how long all epochs took together."""
-    total = 0.0
-    for table in timings.glob("*/*.csv"):
-        with table.open(encoding="utf-8", newline="") as file:
-            total += sum(float(row["seconds"]) for row in csv.DictReader(file))
-    return total
+    tables = timings.glob("*/*.csv")
+    return sum(row.seconds for table in tables for row in read_table(table, Timing))
 
 
 def evaluated_seconds(checkout: Path) -> float:

@@ -5,7 +5,6 @@ network. The installed torch serves, whatever pyproject.toml pins.
 """
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -19,10 +18,13 @@ from pathlib import Path
 
 import torch
 
+from stages.learning.history import EpochRow
 from stages.support import machine
 from stages.support.digests import short_sha256
 from stages.support.errors import InputError, errors_as_messages
+from stages.support.tables import read_table
 from tools.copies import plain_params, write_params
+from tools.table import Timing
 
 VARIANTS = ("sgd", "sigmoid")
 PRECISIONS = ("bf16", "fp32")
@@ -36,7 +38,7 @@ class Training:
 
     bytes: tuple[str, ...]  # digests of weights and history
     seconds: float  # median epoch, after the first
-    accuracy: str  # on the test images, after the last epoch
+    accuracy: float  # on the test images, after the last epoch
     printed: str
 
 
@@ -50,9 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, device)
-        print(
-            *(f"{key} {value}; " for key, value in machine.describe(torch.device(device)).items())
-        )
+        place = machine.describe(torch.device(device))
+        print("; ".join(f"{key} {value}" for key, value in place.items()))
         columns = (
             *("precision", "variant", "test accuracy", "epoch", "saving every epoch"),
             *("saving by default", "same bytes again", "same bytes after a kill"),
@@ -135,11 +136,12 @@ def train(folder: Path, variant: str, *options: str) -> Training:
     )
     if done.returncode:
         raise InputError(f"{done.stdout}{done.stderr}")
-    history, timing = (rows(folder / f"{name}.csv") for name in ("history", "timing"))
+    history = read_table(folder / "history.csv", EpochRow)
+    timing = read_table(folder / "timing.csv", Timing)
     return Training(
         bytes=tuple(short_sha256(folder / name) for name in ("weights.safetensors", "history.csv")),
-        seconds=statistics.median(float(row["seconds"]) for row in timing[1:]),
-        accuracy=history[-1]["test_accuracy"],
+        seconds=statistics.median(row.seconds for row in timing[1:]),
+        accuracy=history[-1].test_accuracy,
         printed=done.stdout,
     )
 
@@ -154,12 +156,6 @@ def kill_after_an_epoch(folder: Path, variant: str) -> None:
         for line in process.stdout:
             if line.rstrip().endswith("saved"):
                 os.kill(process.pid, signal.SIGKILL)
-
-
-def rows(table: Path) -> list[dict[str, str]]:
-    """Return the rows of a table."""
-    with table.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":
