@@ -69,10 +69,9 @@ def description(path: Path) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, "numpy") as file:
-            described: dict[str, Any] = json.loads(file.metadata()["description"])
+            return dict(json.loads(file.metadata()["description"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a checkpoint or weights ({error}); remove it") from None
-    return described
 
 
 if __name__ == "__main__":
