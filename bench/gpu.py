@@ -87,11 +87,11 @@ def row(folder: Path, precision: str, variant: str) -> str:
     params["train"]["precision"] = precision
     write_params(folder, params)
     unsaved, always, by_default = (
-        trained(folder, variant, "--costs-between-saves", costs) for costs in (NEVER, ALWAYS, "20")
+        trained(folder, variant, costs) for costs in (NEVER, ALWAYS, "20")
     )
     forget(folder)
     kill_after_an_epoch(folder, variant)
-    resumed = train(folder, variant, "--costs-between-saves", ALWAYS)
+    resumed = train(folder, variant, ALWAYS)
     if "goes on after epoch" not in resumed.printed:
         raise InputError(f"the killed training did not go on:\n{resumed.printed}")
     again = unsaved.bytes == always.bytes == by_default.bytes
@@ -107,32 +107,23 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def trained(folder: Path, variant: str, *options: str) -> Training:
+def trained(folder: Path, variant: str, costs: str) -> Training:
     """Train anew."""
     forget(folder)
-    return train(folder, variant, *options)
+    return train(folder, variant, costs)
 
 
-def command(variant: str, *options: str) -> list[str]:
-    """Return the command of the stage `train`."""
+def command(variant: str, costs: str) -> list[str]:
+    """Return the command of the stage `train`, which saves after so many costs of a save."""
+    train = (sys.executable, "-m", "stages", "train", "--costs-between-saves", costs)
     outputs = ("weights.safetensors", "history.csv", "timing.csv")
-    return [
-        sys.executable,
-        "-m",
-        "stages",
-        "train",
-        *options,
-        variant,
-        "0",
-        "data/subset",
-        *outputs,
-    ]
+    return [*train, variant, "0", "data/subset", *outputs]
 
 
-def train(folder: Path, variant: str, *options: str) -> Training:
+def train(folder: Path, variant: str, costs: str) -> Training:
     """Train, from a checkpoint if there is one."""
     done = subprocess.run(
-        command(variant, *options), cwd=folder, capture_output=True, text=True, check=False
+        command(variant, costs), cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise InputError(f"{done.stdout}{done.stderr}")
@@ -148,9 +139,8 @@ def train(folder: Path, variant: str, *options: str) -> Training:
 
 def kill_after_an_epoch(folder: Path, variant: str) -> None:
     """Train until the first epoch is saved, and kill the training."""
-    options = ("--costs-between-saves", ALWAYS)
     with subprocess.Popen(
-        command(variant, *options), cwd=folder, stdout=subprocess.PIPE, text=True
+        command(variant, ALWAYS), cwd=folder, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.support.errors import InputError, errors_as_messages
-from stages.support.git import own_environment
+from stages.support.git import environment_without_git
 from tools.copies import plain_params, write_params
 
 RAW = Path("data/raw")
@@ -77,7 +77,12 @@ def whole_subset(empty: Path) -> str:
 def run(folder: Path, *command: str) -> str:
     """Run the command in the folder and return what it printed, or raise an InputError."""
     done = subprocess.run(
-        command, cwd=folder, env=own_environment(), check=False, capture_output=True, text=True
+        command,
+        cwd=folder,
+        env=environment_without_git(),
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise InputError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")

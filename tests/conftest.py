@@ -26,7 +26,7 @@ import yaml
 from filelock import FileLock
 
 from stages.__main__ import parser_of
-from stages.support.git import own_environment
+from stages.support.git import environment_without_git
 from tools.copies import (
     TINY,
     copy_checkout,
@@ -37,13 +37,14 @@ from tools.copies import (
 
 CHECKOUT = Path(__file__).parents[1]
 PER_CLASS = 6  # images in the small IDX files
+UP_TO_DATE = "Data and pipelines are up to date."
 
 
 def write_idx(folder: Path, per_class: int = PER_CLASS) -> dict[str, str]:
-    """Write four IDX files of random blots, a brightness per class; return their SHA-256."""
+    """Write four IDX files of noise, brighter for a higher label; return their SHA-256."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    digests = {}
+    sha256 = {}
     for prefix in ("train", "t10k"):
         labels = random.permutation(np.repeat(np.arange(10, dtype=np.uint8), per_class))
         images = random.integers(0, 20 + 23 * labels[:, None, None], (len(labels), 28, 28))
@@ -51,11 +52,11 @@ def write_idx(folder: Path, per_class: int = PER_CLASS) -> dict[str, str]:
             content = idx(values)
             name = f"{prefix}-{kind}-ubyte"
             (folder / name).write_bytes(content)
-            digests[name] = hashlib.sha256(content).hexdigest()
-    return digests
+            sha256[name] = hashlib.sha256(content).hexdigest()
+    return sha256
 
 
-def digests(checkout: Path) -> dict[str, str]:
+def digests_of_results(checkout: Path) -> dict[str, str]:
     """Return the SHA-256 of every result by its path, timings aside."""
     files = [path for top in ("data", "models", "metrics") for path in checkout.glob(f"{top}/**/*")]
     return {
@@ -113,6 +114,13 @@ class Project:
             patch.chdir(self.folder)
             main(**vars(parser_of(name, main).parse_args(arguments)))
 
+    def stage_again(self, stage: str, variant: str | None = None) -> None:
+        """Run a stage of dvc.lock again, in this process; or that of adam for another variant."""
+        _, _, _, name, *arguments = self.command(stage)
+        if variant:
+            arguments = [argument.replace("adam", variant) for argument in arguments]
+        self.stage(name, *arguments)
+
     def command(self, stage: str) -> list[str]:
         """Return the command of a stage, as dvc.lock has it."""
         command: str = self.lock()["stages"][stage]["cmd"]
@@ -137,7 +145,7 @@ class Project:
 
     def digests(self) -> dict[str, str]:
         """Return the digest of every result, timings aside."""
-        return digests(self.folder)
+        return digests_of_results(self.folder)
 
     def clone(self, folder: Path) -> "Project":
         """Return a plain git clone: no cache, no data, no models."""
@@ -154,11 +162,12 @@ def stages_run(output: str) -> list[str]:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let commands find this Python's tools, and see nothing of this user's settings."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell script starts `command &` with SIGINT ignored, and child processes inherit that.
+        # A shell script starts `command &` with SIGINT ignored. Child processes inherit that, and
+        # would ignore the SIGINT that tests send to them.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         # In a hook, git sets variables that point at the user's repository.
-        for name in os.environ.keys() - own_environment().keys():
+        for name in os.environ.keys() - environment_without_git().keys():
             patch.delenv(name)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):
@@ -235,6 +244,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def project(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished project, to change."""
     return copy_of(finished, tmp_path)
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the finished project, to change, which is the working directory."""
+    monkeypatch.chdir(project.folder)
+    return project
 
 
 def copy_of(project: Project, folder: Path) -> Project:

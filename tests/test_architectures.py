@@ -33,9 +33,8 @@ def run(project: Project, **sections: dict[str, Any]) -> Network:
             params[name] |= section
     for folder in ("models", "metrics"):
         shutil.rmtree(project.folder / folder)
-    for name in STAGES:
-        stage, *arguments = project.command(name)[3:]
-        project.stage(stage, *arguments)
+    for stage in STAGES:
+        project.stage_again(stage)
 
     results, wanted = project.folder, params["network"]
     channels = [width for width in wanted["widths"] if width != "M"]

@@ -105,7 +105,6 @@ def new_place(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Ne
         params = plain_params(finished.folder)
         params["train"] = {"epochs": epochs, "batch_size": 4, "device": "cpu", "precision": "fp32"}
         params["variants"]["plain"] = params["variants"]["sgd"] | {"momentum": 0}
-        params["datasets"]["other"] = params["datasets"]["small"]
         write_params(place.folder, params)
         return place
 
@@ -221,11 +220,8 @@ def test_a_checkpoint_knows_all_that_decides_its_training(
     ("key", "new", "change"),
     [
         ("variants.plain.lr", 0.02, "lr was 0.01, is 0.02"),
-        ("variants.plain.momentum", 0.9, "momentum was 0.0, is 0.9"),
         ("train.batch_size", 5, "batch_size was 4, is 5"),
         ("train.precision", "bf16", "precision was fp32, is bf16"),
-        ("data.classes", [5, 3, 8], "classes was [3, 5, 8], is [5, 3, 8]"),
-        ("dataset", "other", "dataset was small, is other"),
         ("network.widths", [8, "M"], f"widths was {TINY['widths']}, is [8, 'M']"),
     ],
 )
@@ -250,7 +246,6 @@ def flip(content: bytes, offset: int, bit: int) -> bytes:
         ("another variant's", " is of another training: variant was adam, is plain, .*"),
         ("a flipped bit", ": damaged, its digest is another; .*"),
         ("a text", ": is not one of this pipeline's tensor files .*"),
-        ("weights", " is not a checkpoint"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_no_bit_and_is_replaced(
@@ -263,7 +258,6 @@ def test_a_checkpoint_that_does_not_fit_changes_no_bit_and_is_replaced(
         "another variant's": scratch("adam", 1).checkpoint("adam").read_bytes(),
         "a flipped bit": flip(path.read_bytes(), path.stat().st_size - 1, 0),
         "a text": b"longer than the eight bytes of a length",
-        "weights": (trained.folder / "models/plain/0.safetensors").read_bytes(),
     }
     path.write_bytes(contents[left])
     assert re.search(rf"plain/0\.safetensors{reason}\n{ANEW}", place.train("plain"))
@@ -446,12 +440,13 @@ def saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saving:
         thread = nullcontext(SimpleNamespace(submit=submit))
         monkeypatch.setattr(checkpoints, "ThreadPoolExecutor", lambda max_workers: thread)
         monkeypatch.setattr(checkpoints, "write_tensors", write)
+        monkeypatch.setattr(checkpoints, "perf_counter", lambda: now)
         monkeypatch.setattr(network, "state_dict", copied)
         path, progress = tmp_path / "0", Progress()
         with (
             redirect_stdout(io.StringIO()) as printed,
             checkpoints.saving(
-                path, {}, len(epochs), network, optimizer, costs_between_saves, lambda: now
+                path, {}, len(epochs), network, optimizer, costs_between_saves
             ) as after_epoch,
         ):
             for number, seconds in enumerate(epochs, start=1):

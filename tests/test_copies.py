@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.support.git import own_environment
+from stages.support.git import environment_without_git
 from tests.conftest import CHECKOUT, Project
 from tools.copies import copy_checkout
 
@@ -84,7 +84,9 @@ def test_what_binds_git_to_a_repository_is_no_part_of_a_copys_environment(
     with monkeypatch.context() as patch:
         for name, value in foreign.items():
             patch.setenv(name, value)
-        assert own_environment() == {k: v for k, v in os.environ.items() if k not in foreign}
+        assert environment_without_git() == {
+            k: v for k, v in os.environ.items() if k not in foreign
+        }
         copy = tmp_path / "copy"
         copy.mkdir()
         copy_checkout(CHECKOUT, copy)

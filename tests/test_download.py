@@ -174,12 +174,13 @@ BAD = {  # source, and the reason that the error gives
 
 @pytest.mark.parametrize(("source", "reason"), BAD.values(), ids=BAD)
 def test_a_bad_source_moves_on_to_the_next_and_alone_is_told_with_its_reason(
-    places: dict[str, str], source: str, reason: str
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
+    monkeypatch.setattr(sources, "TIMEOUT", STALLED)
     source, good = source.format(**places), f"{places['folder']}/plain"
-    assert fetch(dataset(source, good), timeout=STALLED) == (good, CONTENTS)
+    assert fetch(dataset(source, good)) == (good, CONTENTS)
     with pytest.raises(InputError) as caught:
-        fetch(dataset(source), timeout=STALLED)
+        fetch(dataset(source))
     heading, failure, remedy = str(caught.value).splitlines()
     assert heading == "no source has the data set:"
     assert failure.startswith(f"  {source}: ") and reason in failure
@@ -270,7 +271,7 @@ def patch_torchvision(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_torchvision_knows_mirrors_and_the_four_archives(name: str) -> None:
     dataset(f"torchvision:{name}")  # params.yaml accepts the name
-    opened = [*sources._sources_of(f"torchvision:{name}", 1)]
+    opened = [*sources._sources_of(f"torchvision:{name}")]
     assert opened
     for mirror, source in opened:
         assert mirror.startswith("http") and isinstance(source, partial)
@@ -291,14 +292,15 @@ MD5 = {folder: hashlib.md5(PAGES[folder][ARCHIVE]).hexdigest() for folder in ("o
 def test_a_bad_mirror_is_told_and_moves_on_to_the_next_mirror_and_then_to_the_next_source(
     places: dict[str, str], monkeypatch: pytest.MonkeyPatch, folder: str, reason: str
 ) -> None:
+    monkeypatch.setattr(sources, "TIMEOUT", STALLED)
     # Without a digest in params.yaml, torchvision's MD5 alone must reject what differs.
     bad, good = f"{places['url']}/{folder}", f"file://{places['folder']}/gzipped/"
     patch_torchvision(monkeypatch, bad, good)
-    assert fetch(dataset("torchvision:MNIST", sha256={}), timeout=STALLED) == (good, CONTENTS)
+    assert fetch(dataset("torchvision:MNIST", sha256={})) == (good, CONTENTS)
     patch_torchvision(monkeypatch, bad)
-    assert fetch(dataset("torchvision:MNIST", good), timeout=STALLED) == (good, CONTENTS)
+    assert fetch(dataset("torchvision:MNIST", good)) == (good, CONTENTS)
     with pytest.raises(InputError, match=reason):
-        fetch(dataset("torchvision:MNIST", sha256={}), timeout=STALLED)
+        fetch(dataset("torchvision:MNIST", sha256={}))
 
 
 def test_the_digests_of_params_yaml_bind_torchvision_too(

@@ -21,8 +21,7 @@ from stages.learning.idx import parse
 from stages.learning.split import load_split
 from stages.learning.weights import load_network
 from stages.support.digests import short_sha256
-from tests.conftest import CHECKOUT, Project, stages_run
-from tests.test_mend import UP_TO_DATE
+from tests.conftest import CHECKOUT, UP_TO_DATE, Project, stages_run
 
 GUIDE, SCALING = (
     (CHECKOUT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("guide", "scaling")

@@ -1,6 +1,5 @@
 """What signals, a second run, full and read-only disks, damaged files and other epochs leave."""
 
-import hashlib
 import inspect
 import json
 import os
@@ -21,13 +20,13 @@ import psutil  # type: ignore[import-untyped]  # DVC brings it
 import pytest
 import yaml
 
+from stages.support.cache import md5_of
 from stages.support.digests import short_sha256
 from stages.support.errors import GOES_ON, InputError
 from stages.support.tensors import read_tensors
-from tests.conftest import Project, copy_of, stages_run
+from tests.conftest import UP_TO_DATE, Project, copy_of, stages_run
 
-UP_TO_DATE = "Data and pipelines are up to date."
-TRAINED = ("train@sgd-0", "train@adam-0")
+TRAINED = "train@sgd-0"
 CHECKPOINT = ".checkpoints/sgd/0.safetensors"
 WEIGHTS = "models/sgd/0.safetensors"
 FIRST_RENAMING = {"SEND": "SIGSTOP", "AT_RENAMING": "1"}
@@ -41,7 +40,6 @@ def hook() -> None:
     import signal
     import sys
     import threading
-    from typing import Any
 
     left = int(os.environ.get("AT_RENAMING", "0"))
 
@@ -318,25 +316,6 @@ def test_after_an_orphan_the_next_run_waits_and_takes_its_checkpoint_only_if_it_
     assert project.digests() == before
 
 
-@pytest.mark.slow
-def test_two_runs_at_once_train_two_variants_but_not_one_twice(project: Project) -> None:
-    before = project.digests()
-    forget(project, *TRAINED)
-    (project.folder / CHECKPOINT).unlink()
-    first, second = (("dvc", "repro", "--single-item", stage) for stage in TRAINED)
-    with started(project, *first, **FIRST_RENAMING) as command:
-        trainer = command.stopped()
-        refusal = project.run(*first, fails=True)
-        assert "is busy, it is being blocked by" in refusal
-        assert f"(PID {command.process.pid})" in refusal
-        assert stages_run(project.run(*second)) == [TRAINED[1]]
-        trainer.resume()
-        assert command.end() == 0
-    assert "Epoch [2/2]" in command.output
-    assert UP_TO_DATE in project.run("dvc", "status", *TRAINED)
-    assert project.digests() == before
-
-
 def test_a_stage_waits_for_another_of_its_kind(project: Project) -> None:
     before = project.digests()
     command = project.command("subset")
@@ -562,18 +541,17 @@ def test_after_a_full_disk_a_training_goes_on(
     project: Project, mount: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, checkpoint = project.digests(), project.folder / CHECKPOINT
-    arguments = project.command("train@sgd-0")[4:]
     whole = size(checkpoint)
     checkpoint.unlink()
     (project.folder / WEIGHTS).unlink()
     mount(checkpoint.parents[1], f"size={whole * 3 // 2}")  # room for one, but not for two
     with pytest.raises(InputError) as stop:
-        project.stage("train", *arguments)
+        project.stage_again(TRAINED)
     assert_not_written(str(stop.value), CHECKPOINT, "No space left on device")
     assert "Epoch [1/2]" in capsys.readouterr().out
     assert leftovers(project) == []
     mount(checkpoint.parents[1], f"size={whole * 3}")
-    project.stage("train", *arguments)
+    project.stage_again(TRAINED)
     assert "goes on after epoch 1" in capsys.readouterr().out
     assert project.digests() == before
 
@@ -583,15 +561,14 @@ def test_a_read_only_folder_is_named_and_what_was_trained_is_kept(
     project: Project, mount: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = project.digests()
-    arguments = project.command("train@sgd-0")[4:]
     (project.folder / CHECKPOINT).unlink()
     mount((project.folder / WEIGHTS).parent, "ro")
     with pytest.raises(InputError) as stop:
-        project.stage("train", *arguments)
+        project.stage_again(TRAINED)
     assert_not_written(str(stop.value), WEIGHTS, "Read-only file system")
     assert "Epoch [2/2]" in capsys.readouterr().out
     mount((project.folder / WEIGHTS).parent, "rw")
-    project.stage("train", *arguments)
+    project.stage_again(TRAINED)
     assert "goes on after epoch 2" in capsys.readouterr().out
     assert project.digests() == before
 
@@ -601,7 +578,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(project: Project) -> None:
     shutil.rmtree(folder)
     folder.touch()
     with pytest.raises(InputError) as stop:
-        project.stage("evaluate", *project.command("evaluate@sgd")[4:])
+        project.stage_again("evaluate@sgd")
     reason = "Not a directory: 'metrics/summary/sgd.json.tmp'"
     assert_not_written(str(stop.value), "metrics/summary/sgd.json", reason)
 
@@ -624,49 +601,23 @@ def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> No
     assert project.digests() == before
 
 
-def recorded_digests(lock: str) -> dict[str, Any]:
-    """Return the digests that a dvc.lock records of the first training, timings aside."""
-    outs = yaml.safe_load(lock)["stages"][TRAINED[0]]["outs"]
-    return {out["path"]: out["md5"] for out in outs if "timing" not in out["path"]}
-
-
 @pytest.mark.slow
-def test_more_epochs_go_on_and_fewer_train_anew_with_the_bytes_of_a_run_in_one_go(
+def test_an_experiment_elsewhere_goes_on_with_the_bytes_of_a_run_in_one_go(
     finished: Project, project: Project, tmp_path: Path
 ) -> None:
     before = project.digests()
-    more = ("--set-param", "train.epochs=3")
-
-    output = project.run("dvc", "exp", "run", "--temp", "--name", "longer", *more, TRAINED[0])
+    longer = ("dvc", "exp", "run", "--temp", "--name", "longer", "-S", "train.epochs=3", TRAINED)
+    output = project.run(*longer)
     assert output.count("goes on after epoch 2") == 1
     assert output.count("Epoch [3/3]") == 1
     assert project.digests() == before
     reference = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/longer")
-    lock = project.run("git", "show", f"{reference.strip()}:dvc.lock")
-    temporary = recorded_digests(lock)
-
-    runs = project.folder / ".dvc/cache/runs"
-    kept = runs.rename(runs.with_name("kept"))
-    output = project.run("dvc", "exp", "run", *more, TRAINED[0])
-    shutil.rmtree(runs)
-    kept.rename(runs)
-    assert output.count("goes on after epoch 2") == 1
-    in_place = recorded_digests((project.folder / "dvc.lock").read_text(encoding="utf-8"))
-
-    project.run("git", "checkout", "--quiet", "params.yaml")
-    assert project.repro() == []
-    assert project.digests() == before
-
-    forget(project, TRAINED[0])
-    output = project.run("dvc", "repro", TRAINED[0])
-    assert output.count("has 3 epochs, more than the 2 wanted") == 1
-    assert project.digests() == before
+    lock = yaml.safe_load(project.run("git", "show", f"{reference.strip()}:dvc.lock"))
 
     one_go = copy_of(finished, tmp_path / "one_go")
     shutil.rmtree(one_go.folder / ".checkpoints")
     set_epochs(one_go, 3)
-    one_go.stage("train", *one_go.command(TRAINED[0])[4:])
-    for path, md5 in in_place.items():
-        content = (one_go.folder / path).read_bytes()
-        assert hashlib.md5(content, usedforsecurity=False).hexdigest() == md5
-    assert temporary == in_place
+    one_go.stage_again(TRAINED)
+    for out in lock["stages"][TRAINED]["outs"]:
+        if "timing" not in out["path"]:
+            assert md5_of(one_go.folder / out["path"]) == out["md5"]

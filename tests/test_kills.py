@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from stages.support import machine
-from tests.conftest import Project, digests
+from tests.conftest import Project, digests_of_results
 from tests.test_interruption import started
 
 KILLS = int(os.environ.get("KILLS", "4"))
@@ -87,7 +87,9 @@ def killed_run(
 
 def require_whole(folder: Path, results: dict[str, str], finished: bool) -> None:
     """Check that every file is a whole result or temporary; at the end, that all are there."""
-    found = {name: sha for name, sha in digests(folder).items() if not DVCS_OWN.search(name)}
+    found = {
+        name: sha for name, sha in digests_of_results(folder).items() if not DVCS_OWN.search(name)
+    }
     wrong = {name for name in found if found[name] != results.get(name)}
     if finished:
         wrong |= results.keys() - found.keys()

@@ -1,24 +1,17 @@
 """Variants and seeds that params.yaml no longer names, and strange files beside results."""
 
-import hashlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from stages.support.cache import cache_object, md5_of
 from stages.support.leftovers import SEED, VARIANT, remove_leftovers
 from tests.conftest import Project, stages_run
 
 SUMMARIES, MODELS = Path("metrics/summary"), Path("models/adam")
 OF_VARIANT = ("summary/{}.json", "uncertainty/{}.json", "curves/{}.csv", "confusion/{}.csv")
-
-
-@pytest.fixture
-def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A finished project to change, which is the working directory."""
-    monkeypatch.chdir(project.folder)
-    return project
 
 
 def test_what_the_last_commit_has_is_removed_and_told(
@@ -64,8 +57,8 @@ def test_what_is_damaged_in_dvcs_cache_stays(
     inside: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = MODELS / "0.safetensors"
-    md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
-    cached = Path(f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}")
+    cached = cache_object(md5_of(model))
+    assert cached is not None
     cached.chmod(0o644)
     cached.write_bytes(cached.read_bytes()[:-1])
     assert stays(model, [1], capsys)
@@ -113,13 +106,6 @@ def test_a_folder_of_a_larger_repository_is_known_to_its_git(
     assert not [*Path("metrics").iterdir()]
 
 
-def stages_again(project: Project, *names: str, variant: str = "adam") -> None:
-    """Run stages of `adam` again, in this process; or the same ones of another variant."""
-    for name in names:
-        _, _, _, stage, *arguments = project.command(name)
-        project.stage(stage, *(argument.replace("adam", variant) for argument in arguments))
-
-
 def test_what_nobody_names_is_not_read_nor_what_editors_and_file_browsers_leave(
     inside: Project,
 ) -> None:
@@ -141,7 +127,8 @@ def test_what_nobody_names_is_not_read_nor_what_editors_and_file_browsers_leave(
     ]
     for file in unnamed:
         file.write_text("nonsense", encoding="utf-8")
-    stages_again(inside, "evaluate@adam", "compare")
+    inside.stage_again("evaluate@adam")
+    inside.stage_again("compare")
     assert {file.read_text(encoding="utf-8") for file in unnamed} == {"nonsense"}
     assert inside.digests().items() >= before.items()
 
@@ -150,8 +137,9 @@ def test_what_nobody_names_is_not_read_nor_what_editors_and_file_browsers_leave(
 def test_a_deleted_variant_stops_nothing_and_its_results_go(inside: Project) -> None:
     with inside.params() as params:
         params["variants"]["sigmoid"] = params["variants"]["adam"] | {"activation": "sigmoid"}
-    stages_again(inside, "train@adam-0", "evaluate@adam", variant="sigmoid")
-    stages_again(inside, "compare")
+    inside.stage_again("train@adam-0", variant="sigmoid")
+    inside.stage_again("evaluate@adam", variant="sigmoid")
+    inside.stage_again("compare")
     inside.run("dvc", "commit", "--force")
     inside.commit()
     mine = Path("metrics/curves/mine.csv")

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import Project, stages_run
+from tests.conftest import UP_TO_DATE, Project, stages_run
 from tools.page import PAGE
 
 MEND = ("python", "-m", "tools.mend")
@@ -14,7 +14,6 @@ SNAKEMAKE = ("snakemake", "--cores", "2", "--dry-run")
 # The environment and the page that make would build are not what these tests are about.
 MAKE_REPRO = ("make", *(f"--assume-old={name}" for name in (".venv/.stamp", PAGE)), "repro")
 TABLE = ".dvc/tmp/rwlock"
-UP_TO_DATE = "Data and pipelines are up to date."
 
 
 def assert_nothing_trains(project: Project) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import slurm
-from tests.conftest import Project
+from tests.conftest import UP_TO_DATE, Project
 from tests.test_interruption import Command, started
 from tests.test_parallel import STAGES
-from tests.test_pipeline import UP_TO_DATE
 
 # A cluster with accounting needs none of these. The plugin's patience is meant for a busy one.
 OPTIONS = (

@@ -12,13 +12,6 @@ from tests.conftest import Project
 from tools import variants
 
 
-@pytest.fixture
-def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A finished project to change, which is the working directory."""
-    monkeypatch.chdir(project.folder)
-    return project
-
-
 def refusal() -> str:
     """Return why the tool refuses, which makes no experiment and changes nothing in git."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.reporting.tables import CurveRow
 from stages.support.errors import InputError, errors_as_messages
-from stages.support.git import own_environment
+from stages.support.git import environment_without_git
 from stages.support.tables import read_table
 from tools.copies import commit_all, copy_checkout, plain_params, write_params
 
@@ -36,7 +36,7 @@ def main() -> None:
     write_params(copy, params)
     page = ["python", "-m", "tools.page"]
     for command in (page, ["dvc", "repro"], ["dvc", "plots", "show"]):
-        if subprocess.run(command, cwd=copy, check=False, env=own_environment()).returncode:
+        if subprocess.run(command, cwd=copy, check=False, env=environment_without_git()).returncode:
             raise InputError(f"{' '.join(command)} failed in {copy}; see above")
     commit_all(copy)
 

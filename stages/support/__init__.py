@@ -1,6 +1,7 @@
-"""What carries data without deciding a number: no stage depends on this folder.
+"""What carries data without deciding a number.
 
-So no number comes from here: a default only says that a key may be absent. Tests hold the file
-formats, the parsing, and the facts of MNIST's format in params.py to fixed results. A change of a
-format or of such a fact must raise FORMAT in stages/learning/split.py.
+DVC does not record this folder, so an edit here makes no stage run again. Therefore nothing here
+may decide a number. Tests hold the file formats, the parsing, and the facts of MNIST's format in
+params.py to fixed results. Whoever changes one of these increases the number FORMAT in
+stages/learning/split.py, so that the stages run again.
 """

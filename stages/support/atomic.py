@@ -33,14 +33,18 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder, which then takes the place of `path`, files and all.
 
+    The old folder is set aside first, because a renaming cannot replace a folder that holds files.
+    An error or a signal between the two renamings puts the old folder back. A kill there leaves no
+    `path`, and DVC runs the stage again.
+
     Raises:
         InputError: as `replacing`.
     """
     retired = path.with_name(path.name + ".old.tmp")
     with _os_errors_as_input_errors(path), _in_temporary_folder(path) as folder:
         yield folder
-        for written in (*folder.iterdir(), folder):
-            _to_disk(written)
+        for entry in (*folder.iterdir(), folder):  # The outputs have no folders within.
+            _to_disk(entry)
         remove(retired)
         try:
             if path.exists():
@@ -81,7 +85,10 @@ def _in_temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _os_errors_as_input_errors(path: Path) -> Iterator[None]:
-    """Tell an error of the disk. The block should write files, and do nothing else."""
+    """Turn an error of the disk into an InputError.
+
+    The block should only write files: any OSError in it is reported as a failed write.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

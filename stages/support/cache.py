@@ -16,8 +16,10 @@ from ruamel.yaml.error import YAMLError
 def cache_object(md5: str) -> Path | None:
     """Return the object with this MD5, or None if the cache has none or DVC does not answer."""
     folder = _folder(Path.cwd())
-    path = Path(folder, "files", "md5", md5[:2], md5[2:])
-    return path if folder and path.is_file() else None
+    if folder is None:
+        return None
+    path = folder / "files" / "md5" / md5[:2] / md5[2:]
+    return path if path.is_file() else None
 
 
 def md5_of(path: Path) -> str:
@@ -31,29 +33,30 @@ def damaged(*outputs: Path) -> list[Path]:
     Of a folder, whose object lists its files, only the object is returned.
 
     Args:
-        outputs: files or folders of dvc.lock, files in such folders, or folders of such files.
+        outputs: paths of dvc.lock; also a file in such a folder, or a folder above such paths.
     """
     found: list[Path] = []
     for output in outputs:
         for path, md5 in _recorded(output).items():
-            copy = cache_object(md5)
-            if copy and md5_of(copy) != md5.removesuffix(".dir"):
-                found += [copy] if md5.endswith(".dir") else [path, copy]
+            cached = cache_object(md5)
+            if cached and md5_of(cached) != md5.removesuffix(".dir"):
+                found += [cached] if md5.endswith(".dir") else [path, cached]
     return found
 
 
-@cache  # by checkout, since each has its own setting
-def _folder(_checkout: Path) -> str:
+@cache
+def _folder(_checkout: Path) -> Path | None:
+    """Return DVC's cache of the current folder; the parameter is only the key of `@cache`."""
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    return Path(asked.stdout.strip()) if asked.returncode == 0 else None
 
 
 def _recorded(output: Path) -> dict[Path, str]:
     """Return path and MD5 of what dvc.lock records at or below `output`, and of its folder."""
     try:
-        lock = Path("dvc.lock").absolute()
-        files = dict(_outputs(lock, lock.stat().st_mtime_ns))
+        lock_file = Path("dvc.lock").absolute()
+        files = dict(_outputs(lock_file, lock_file.stat().st_mtime_ns))
     except (OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # dvc.lock is missing, or half-written by another stage.
     for path, md5 in [*files.items()]:
@@ -69,9 +72,12 @@ def _recorded(output: Path) -> dict[Path, str]:
     }
 
 
-@cache  # A lock is read anew when it has changed.
-def _outputs(lock: Path, _changed: int) -> dict[Path, str]:
-    """Return path and MD5 of all outputs that a dvc.lock records."""
-    stages: dict[str, Any] = YAML(typ="safe").load(lock)["stages"]
+@cache
+def _outputs(lock_file: Path, _changed: int) -> dict[Path, str]:
+    """Return path and MD5 of all outputs that a dvc.lock records.
+
+    The time of its last change is only a key of `@cache`, so that a changed file is read anew.
+    """
+    stages: dict[str, Any] = YAML(typ="safe").load(lock_file)["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {Path(out["path"]): str(out["md5"]) for out in outs}

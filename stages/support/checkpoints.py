@@ -1,12 +1,12 @@
 """All that a training needs to go on after its last saved epoch, in one file."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from tqdm import tqdm
 from stages.support.atomic import remove, temporary_folder
 from stages.support.errors import (
     InputError,
-    obey_signals,
     postpone_signals,
     signal_is_pending,
+    stop_postponing_signals,
 )
 from stages.support.tensors import Arrays, read_tensors, write_tensors
 
@@ -57,7 +57,6 @@ def saving(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     costs_between_saves: float,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Callable[[Progress, str], None]]:
     """Yield a function to call after each epoch: it saves the state, if that is due, and prints.
 
@@ -78,23 +77,24 @@ def saving(
         network: its weights and BatchNorm's statistics are saved.
         optimizer: the network's; its state is saved.
         costs_between_saves: 20 bounds the time for saving to 5 %; 0 saves every epoch.
-        clock: returns the time in seconds.
 
     Raises:
         InputError: a checkpoint cannot be written; raised by the next call, or at the end of the
             block. The one before is untouched.
     """
     written: Future[None] | None = None
-    saved_at, cost = clock(), 0.0
-    remove(temporary_folder(path))  # A run that was killed may have left it.
+    saved_at, cost = perf_counter(), 0.0
+    # A run that was killed may have left it, and this one may have nothing more to write.
+    remove(temporary_folder(path))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
 
         def save(progress: Progress, line: str) -> None:
             nonlocal written, saved_at, cost
-            started = clock()
+            started = perf_counter()
             if written:
                 written.result()
+            # Copies, because the next epoch changes the tensors while the thread writes.
             arrays = {
                 name: np.array(tensor.cpu().numpy(), order="C")
                 for name, tensor in _tensors(network, optimizer)
@@ -105,17 +105,18 @@ def saving(
                 "timings": [*progress.timings],
             }
             written = thread.submit(_write, path, arrays, described, line)
-            saved_at = clock()
+            saved_at = perf_counter()
             cost = saved_at - started
 
         def after_epoch(progress: Progress, line: str) -> None:
+            # A signal during the save, or until the next one if none is due, waits for the save.
             postpone_signals()
-            due = clock() - saved_at >= costs_between_saves * cost
+            due = perf_counter() - saved_at >= costs_between_saves * cost
             if due or signal_is_pending() or len(progress.rows) == epochs:
                 save(progress, f"{line}, saved")
                 if signal_is_pending() and written:
                     written.result()  # This is the last chance to say that the disk is full.
-                obey_signals()
+                stop_postponing_signals()
             else:
                 thread.submit(_print, f"{line}, not saved")  # after the line of the epoch before
 
@@ -131,7 +132,7 @@ def _tensors(
         yield f"network.{name}", tensor
     for index, moments in optimizer.state_dict()["state"].items():
         for name, tensor in moments.items():
-            if tensor is not None:
+            if tensor is not None:  # Without momentum, SGD's only moment is None.
                 yield f"optimizer.{index}.{name}", tensor
 
 
@@ -148,7 +149,7 @@ def _print(line: str) -> None:
 def resume(
     path: Path,
     fingerprint: Fingerprint,
-    ran_on: Mapping[str, object],
+    runs_on: Mapping[str, object],
     epochs: int,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -162,7 +163,7 @@ def resume(
         path: of the checkpoint. In a copy of the checkout, as `dvc exp run --temp` makes it within
             .dvc, the checkout's own checkpoint serves where the copy has none that fits.
         fingerprint: of everything that decides the result but the number of epochs.
-        ran_on: as `stages.support.machine.describe` says.
+        runs_on: as `stages.support.machine.describe` says.
         epochs: how many are wanted; a checkpoint with more does not fit.
         network: its weights and statistics are replaced, if a checkpoint fits.
         optimizer: the network's; its state is replaced, if a checkpoint fits.
@@ -178,11 +179,11 @@ def resume(
             continue
         _restore(tensors, network, optimizer)
         print(f"{candidate}: goes on after epoch {len(progress.rows)}", flush=True)
-        machine = {key: ran_on[key] for key in ("threads", "processor", "instructions", "device")}
-        places = [{key: row.get(key) for key in machine} for row in progress.timings]
-        others = [changed for place in places if (changed := changes(place, machine))]
-        if others and len(progress.rows) < epochs:
-            print(f"{others[-1]}: bits may differ from those of a run in one go", flush=True)
+        here = {key: runs_on[key] for key in ("threads", "processor", "instructions", "device")}
+        earlier = [{key: row.get(key) for key in here} for row in progress.timings]
+        differences = [changed for place in earlier if (changed := changes(place, here))]
+        if differences and len(progress.rows) < epochs:
+            print(f"{differences[-1]}: bits may differ from those of a run in one go", flush=True)
         return progress
     print("starts with epoch 1", flush=True)
     return Progress()
@@ -192,9 +193,7 @@ def _load(
     path: Path, fingerprint: Fingerprint, epochs: int
 ) -> tuple[dict[str, torch.Tensor], Progress]:
     arrays, description = read_tensors(path)
-    if "fingerprint" not in description:
-        raise InputError(f"{path} is not a checkpoint")
-    if changed := changes(description["fingerprint"], fingerprint):
+    if changed := changes(description.get("fingerprint", {}), fingerprint):
         raise InputError(f"{path} is of another training: {changed}")
     progress = Progress(description["rows"], description["timings"])
     if len(progress.rows) > epochs:
@@ -213,12 +212,12 @@ def _restore(
         if owner == "network":
             learned[name] = tensor
             continue
-        index, name = name.split(".")
+        index, moment = name.split(".")
         parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
+        if tensor.shape == parameter.shape:  # as all are but Adam's count of steps
             # A fused optimizer walks through the parameter and its moments in step, so the moments
             # must have the parameter's memory format.
             tensor = torch.empty_like(parameter).copy_(tensor)
-        state["state"].setdefault(int(index), {})[name] = tensor
+        state["state"].setdefault(int(index), {})[moment] = tensor
     network.load_state_dict(learned)
     optimizer.load_state_dict(state)

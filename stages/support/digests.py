@@ -26,13 +26,18 @@ def code_at_start() -> dict[str, str]:
     The first call computes the digests. `stages.__main__` calls this before it imports a stage, so
     the digests describe the code that the process runs, even if a file is edited later.
     """
-    modules = sorted(STAGES.glob("**/*.py"))
-    return {name: short_sha256(path) for path in modules if (name := _recorded_name(path))}
+    # An editor may keep a dangling link beside an unsaved file, which is no file.
+    modules = [path for path in sorted(STAGES.glob("**/*.py")) if path.is_file()]
+    names = {path.relative_to(STAGES.parent).as_posix(): path for path in modules}
+    return {
+        name: short_sha256(path) for name, path in names.items() if not name.startswith(UNRECORDED)
+    }
 
 
 def edited_code() -> list[str]:
     """Return the modules that were edited or removed since this process imported them."""
-    loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    # A list first: an import in another thread would change the dictionary during the loop.
+    loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     paths = {name: STAGES.parent / name for name in code_at_start()}
     return [
         name
@@ -40,10 +45,3 @@ def edited_code() -> list[str]:
         if str(paths[name]) in loaded
         and not (paths[name].is_file() and short_sha256(paths[name]) == digest)
     ]
-
-
-def _recorded_name(path: Path) -> str | None:
-    """Return the path within the repository, or None for what no stage depends on."""
-    name = path.relative_to(STAGES.parent).as_posix()
-    # An editor may keep a dangling link beside an unsaved file.
-    return None if name.startswith(UNRECORDED) or not path.is_file() else name

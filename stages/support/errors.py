@@ -29,7 +29,7 @@ class InputError(Exception):
     """Something that the user can mend. The message says what was found where, and what to do."""
 
 
-# The remedies stand in this room, on which no stage depends: better words train nothing again.
+# All remedies are in this file, on which no stage depends: rewording one trains nothing again.
 def unusable(path: Path, reason: object) -> InputError:
     """Return the error about a result that is missing, damaged or of another kind.
 
@@ -67,13 +67,13 @@ def errors_as_messages(advice: str = "") -> Iterator[None]:
             signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            with suppress(OSError):  # It may be closed, or be no place to write to.
-                # The stream may lack characters such as ±.
-                stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace")  # It may lack characters such as ±.
     try:
         yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    # These two come from `require_pinned_versions` in stages/learning. An edit there would train
+    # everything again, so their messages are here.
     except PackageNotFoundError as error:
         sys.exit(
             f"error: the package {error.name} is not installed: `make env` installs it; if "
@@ -91,13 +91,13 @@ def errors_as_messages(advice: str = "") -> Iterator[None]:
 class _Signals:
     """How signals are treated."""
 
-    postponed = False  # A signal waits for `obey_signals`.
+    postponed = False  # A signal waits for `stop_postponing_signals`.
     pending = 0  # the signal that waits, 0 for none
     advice = ""  # ends the message about a signal
 
 
 def postpone_signals() -> None:
-    """Let the next signal wait until `obey_signals`, so that short work can end and be saved.
+    """Let the next signal wait until `stop_postponing_signals`, so that work can be saved.
 
     A second signal ends the process at once, here as always.
     """
@@ -105,12 +105,12 @@ def postpone_signals() -> None:
 
 
 def signal_is_pending() -> bool:
-    """Tell whether a signal has come that waits for `obey_signals`."""
+    """Tell whether a signal has come that waits for `stop_postponing_signals`."""
     return _Signals.pending != 0
 
 
-def obey_signals() -> None:
-    """Obey the signal that waits, if there is one, and from now on each as it comes."""
+def stop_postponing_signals() -> None:
+    """End the process if a signal waits; from now on, obey each as it comes."""
     _Signals.postponed, number, _Signals.pending = False, _Signals.pending, 0
     if number:
         sys.exit(128 + number)
@@ -119,7 +119,7 @@ def obey_signals() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     # A second signal ends the process at once, whatever is left behind.
     for again in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(again) is _stop:
+        if signal.getsignal(again) is _stop:  # An ignored SIGINT stays ignored.
             signal.signal(again, signal.SIG_DFL)
     # Not print: the signal may have interrupted a print, which cannot be entered again.
     name = signal.Signals(number).name

@@ -41,7 +41,7 @@ def git(*arguments: str) -> str:
     try:
         done = subprocess.run(
             ["git", *arguments],
-            env=own_environment(),
+            env=environment_without_git(),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -53,14 +53,14 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def own_environment() -> dict[str, str]:
-    """Return the environment for git and dvc to work on the repository of the current folder.
+def environment_without_git() -> dict[str, str]:
+    """Return the environment without the variables that point git at a certain repository.
 
     Git exports GIT_DIR and more to hooks and to `git rebase --exec`. With them, a command in a copy
     of the repository would work on the user's own.
     """
-    foreign = _git_variables()
-    return {name: value for name, value in os.environ.items() if name not in foreign}
+    bound = _git_variables()
+    return {name: value for name, value in os.environ.items() if name not in bound}
 
 
 @cache

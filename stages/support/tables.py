@@ -36,21 +36,21 @@ def read_table(path: Path, kind: type[Row]) -> list[Row]:
             raise csv.Error("a row is longer than the header")
         rows = [kind.model_validate_strings(row) for row in read]
     except ValidationError as error:
-        reason = _first_of(error)
+        raise unusable(path, _first_of(error)) from None
     except FileNotFoundError as error:
-        reason = str(error.strerror)
-    except (UnicodeDecodeError, csv.Error, TypeError) as error:
-        reason = str(error)
-    else:
-        if rows and not damaged(path):
-            return rows
-        # DVC does not check what it takes from its cache, and a damaged table may still be a table.
-        reason = "damaged" if rows else "no rows"
-    raise unusable(path, reason)
+        raise unusable(path, error.strerror) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise unusable(path, error) from None
+    if not rows:
+        raise unusable(path, "no rows")
+    # DVC does not check what it takes from its cache, and a damaged table may still be a table.
+    if damaged(path):
+        raise unusable(path, "damaged")
+    return rows
 
 
 def read_record(path: Path, kind: type[Row]) -> Row:
-    """Return the content of a JSON file as a `kind`.
+    """Return the content of a JSON file as a `kind`. These files are in git, not in DVC's cache.
 
     Raises:
         InputError: the file is missing, is not JSON, or has wrong keys or values.
@@ -58,10 +58,9 @@ def read_record(path: Path, kind: type[Row]) -> Row:
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        reason = _first_of(error)
+        raise unusable(path, _first_of(error)) from None
     except FileNotFoundError as error:
-        reason = str(error.strerror)
-    raise unusable(path, reason)
+        raise unusable(path, error.strerror) from None
 
 
 def _first_of(error: ValidationError) -> str:

@@ -14,8 +14,16 @@ from safetensors.numpy import save_file
 from stages.support.atomic import replacing
 from stages.support.errors import unusable
 
-# What reading a file of another kind raises.
-NOT_OURS = (SafetensorError, KeyError, TypeError, ValueError, AttributeError)
+# What reading a file of another kind, or a folder, raises. PermissionError is not among these,
+# since such a file may be whole.
+NOT_OURS = (
+    SafetensorError,
+    IsADirectoryError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -47,10 +55,7 @@ def read_tensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
         sha256 = description.pop("sha256")
     except FileNotFoundError as error:
         raise unusable(path, error.strerror) from None
-    except (
-        IsADirectoryError,
-        *NOT_OURS,
-    ) as error:  # A PermissionError is passed on: the file may be fine.
+    except NOT_OURS as error:
         raise unusable(path, f"is not one of this pipeline's tensor files ({error})") from None
     if sha256 != _content_sha256(tensors, description):
         raise unusable(path, "damaged, its digest is another")
