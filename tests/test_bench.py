@@ -137,10 +137,13 @@ def test_the_committed_results_are_told_and_drawn() -> None:
         assert f"{row['epoch_seconds']:.1f} s, {row['ratio']:.2f} times as fast" in labels
     for step, row in results["road"].items():
         assert f"\n| {step} | {row['epoch_seconds']:.1f} s | {row['ratio']:.2f} | " in printed
-    assert "an epoch of 6000 images extrapolated from 512, with Adam, median of 5" in printed
-    assert "512 images: 1.99 s." in printed
-    assert "with all of them: 4.1 s; ratio 1.15." in printed
-    assert "Memory in an epoch of 6000 images: notebook 4.77 GB" in printed
+    measured, rounds = results["images"], results["rounds"]
+    assert f"6000 images extrapolated from {measured}, with Adam, median of {rounds}" in printed
+    for size, seconds in results["growth"].items():
+        assert f"{size} images: {seconds:.2f} s" in printed
+    assert f"; ratio {results['side_by_side']['ratio']:.2f}." in printed
+    gigabytes = results["whole_epoch_memory_bytes"]["notebook"] / 1e9
+    assert f"Memory in an epoch of 6000 images: notebook {gigabytes:.2f} GB" in printed
 
 
 @pytest.mark.slow

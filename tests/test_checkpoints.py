@@ -35,8 +35,8 @@ from stages.support.errors import GOES_ON, InputError
 from stages.support.params import load_params
 from stages.support.tables import write_table
 from stages.support.tensors import read_tensors, write_tensors
+from tests.commands import started
 from tests.conftest import CHECKOUT, Project
-from tests.test_interruption import started
 from tools.copies import TINY, plain_params, write_params
 
 ANEW = "starts with epoch 1\n"

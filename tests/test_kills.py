@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from stages.support import machine
+from tests.commands import started
 from tests.conftest import Project, digests_of_results
-from tests.test_interruption import started
 
 KILLS = int(os.environ.get("KILLS", "4"))
 SEED = 0

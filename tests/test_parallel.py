@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import started
 from tests.conftest import UP_TO_DATE, Project, copy_of, stages_run
-from tests.test_interruption import started
 
 STAGES = {
     *("download", "subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),

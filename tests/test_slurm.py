@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import slurm
+from tests.commands import Command, started
 from tests.conftest import UP_TO_DATE, Project
-from tests.test_interruption import Command, started
 from tests.test_parallel import STAGES
 
 # A cluster with accounting needs none of these. The plugin's patience is meant for a busy one.
