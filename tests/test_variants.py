@@ -68,10 +68,37 @@ def test_what_is_not_ascii_is_named(
     assert f"{tmp_path}/Übung: DVC makes no experiment" in refusal()
 
 
-def test_a_folder_without_git_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_git_and_one_without_a_commit_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="is not a git repository"):
         variants.require_a_usable_repository()
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with pytest.raises(InputError, match="there is no commit yet"):
+        variants.require_a_usable_repository()
+
+
+@pytest.mark.parametrize("work", ["merge", "rebase", "cherry-pick", "revert"])
+def test_a_merge_or_the_like_is_not_broken_off(inside: Project, work: str) -> None:
+    def commit(text: str) -> None:
+        Path("CHANGELOG.md").write_text(text, encoding="utf-8")
+        inside.commit()
+
+    inside.run("git", "switch", "--quiet", "--create", "other")
+    commit("theirs\n")
+    inside.run("git", "switch", "--quiet", "main")
+    commit("ours\n")
+    commit("ours again\n")
+    inside.run("git", work, "HEAD^" if work == "revert" else "other", fails=True)  # a conflict
+    Path("CHANGELOG.md").write_text("both\n", encoding="utf-8")
+    inside.run("git", "add", "CHANGELOG.md")
+    assert f"a {work} is under way" in refusal()
+
+
+def test_a_bisection_is_not_broken_off(inside: Project) -> None:
+    inside.run("git", "bisect", "start")
+    assert "a bisection is under way" in refusal()
 
 
 def test_new_parameters_are_not_shown_beside_old_numbers(inside: Project) -> None:
@@ -91,9 +118,24 @@ def test_results_that_are_not_committed_are_refused(inside: Project, staged: boo
 
 
 @pytest.mark.slow
+def test_a_renamed_variant_leaves_no_experiment_and_a_name_may_look_like_a_number(
+    inside: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants.main()
+    inside.run("dvc", "exp", "run", "--temp", "--name", "mine", "-S", "variant=sgd", "select")
+    with inside.params() as params:
+        params["variants"]["1e3"] = params["variants"].pop("sgd")
+    inside.repro()
+    inside.commit()
+    variants.main()
+    assert sorted(experiments().values()) == ["1e3", "adam", "mine"]
+    assert "removed the experiment sgd: params.yaml has no such" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_an_experiment_of_the_users_own_is_kept_and_an_old_one_is_named(inside: Project) -> None:
     variants.main()
-    assert sorted(experiments(["sgd", "adam"]).values()) == ["adam", "sgd"]
+    assert sorted(experiments().values()) == ["adam", "sgd"]
     assert outdated(["sgd", "adam"], Path("metrics/summary")) == []
 
     inside.run("dvc", "exp", "remove", "sgd")

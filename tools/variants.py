@@ -15,22 +15,36 @@ CHANGED = {
     *(f"metrics/selected.{end}" for end in ("json", "csv", "yaml")),
 }
 
+# What git keeps of work that is not finished. A checkout, as DVC makes one, drops it.
+UNDER_WAY = {
+    "MERGE_HEAD": "merge",
+    "rebase-merge": "rebase",
+    "rebase-apply": "rebase",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "BISECT_LOG": "bisection",
+}
+
 
 def main() -> None:
     """Make one DVC experiment per variant, in which only `select` runs."""
     variants = load_params().variants
     require_a_usable_repository()
     require_free_names(variants)
-    replaced = experiments(variants)
+    replaced = {ref: name for ref, name in experiments().items() if name in variants}
     for reference, name in replaced.items():
-        changed = set(git("diff", "--name-only", "--relative", f"{reference}^", reference).split())
-        if changed - CHANGED:
-            more = ", ".join(sorted(changed - CHANGED)[:3])
+        if more := foreign_changes(reference):
             raise InputError(
-                f"the experiment {name} ({reference}) is not one of this tool: it changes {more}; "
+                f"the experiment {name} ({reference}) is not one of this tool: it changes "
+                f"{', '.join(more[:3])}; "
                 f"`dvc exp rename {name} OTHER` keeps it under another name, "
                 f"`dvc exp remove {name}` removes it"
             )
+    dropped = {
+        ref: name
+        for ref, name in experiments().items()
+        if name not in variants and selects(ref, name) and not foreign_changes(ref)
+    }
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = subprocess.run(dry, capture_output=True, text=True, check=False)
     if asked.returncode:
@@ -41,17 +55,31 @@ def main() -> None:
             "first, or an experiment would show new parameters beside old numbers"
         )
     # An experiment of this name from another commit would make the name ambiguous, or be shown.
-    for reference in replaced:
+    for reference in replaced | dropped:
         subprocess.run(["git", "update-ref", "-d", reference], check=True)
+    for name in dropped.values():
+        print(f"removed the experiment {name}: params.yaml has no such variant any more")
     for variant in variants:
         # --temp leaves the work tree alone; without --single-item, --force would train again.
         command = ["dvc", "exp", "run", "--temp", "--force", "--single-item", "--name", variant]
-        command += ["--set-param", f"variant={variant}", "select"]
+        # Quoted, since DVC would read a name such as 1e3 as a number.
+        command += ["--set-param", f"variant='{variant}'", "select"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
-    if missing := set(variants) - set(experiments(variants).values()):
+    if missing := set(variants) - set(experiments().values()):
         raise InputError(f"dvc made no experiment {', '.join(sorted(missing))}, and gave no reason")
     print(f"dvc metrics diff, plots diff and params diff now take any two of {', '.join(variants)}")
+
+
+def foreign_changes(reference: str) -> list[str]:
+    """Return the files that an experiment changes, and that one of this tool does not."""
+    changed = git("diff", "--name-only", "--relative", f"{reference}^", reference).split()
+    return sorted({*changed} - CHANGED)
+
+
+def selects(reference: str, variant: str) -> bool:
+    """Tell whether an experiment selects the variant."""
+    return f"variant: {variant}" in git("show", f"{reference}:./params.yaml").splitlines()
 
 
 def require_a_usable_repository() -> None:
@@ -62,6 +90,14 @@ def require_a_usable_repository() -> None:
     """
     if not git("rev-parse", "--git-dir"):
         raise InputError(f"{Path.cwd()} is not a git repository, and DVC's experiments are commits")
+    if not git("rev-parse", "--verify", "--quiet", "HEAD"):
+        raise InputError("there is no commit yet: `git add --all` and `git commit` first")
+    for file, what in UNDER_WAY.items():
+        if Path(git("rev-parse", "--git-path", file)).exists():
+            raise InputError(
+                f"a {what} is under way, and DVC would break it off: finish it first; `git status` "
+                "says how"
+            )
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise InputError(
             "this is a shallow clone, and DVC keeps no experiment in one: `git fetch --unshallow`"

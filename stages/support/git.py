@@ -7,15 +7,13 @@ from functools import cache
 from pathlib import Path
 
 
-def experiments(names: Iterable[str]) -> dict[str, str]:
-    """Return the git references of the experiments with these names, and the name of each.
+def experiments() -> dict[str, str]:
+    """Return the git references of DVC's experiments, and the name of each.
 
     DVC keeps an experiment of commit C as refs/exps/C[:2]/C[2:]/NAME.
     """
-    wanted = set(names)
     listed = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-    found = {reference: reference.rpartition("/")[2] for reference in listed}
-    return {ref: name for ref, name in found.items() if name in wanted and ref.count("/") == 4}
+    return {ref: ref.rpartition("/")[2] for ref in listed if ref.count("/") == 4}
 
 
 def outdated(names: Iterable[str], summaries: Path) -> list[str]:
@@ -26,11 +24,13 @@ def outdated(names: Iterable[str], summaries: Path) -> list[str]:
     """
     if any(folder.name == ".dvc" for folder in Path.cwd().parents):
         return []
+    wanted = set(names)
     return sorted(
         {
             name
-            for reference, name in experiments(names).items()
-            if git("show", f"{reference}:./metrics/selected.json")
+            for reference, name in experiments().items()
+            if name in wanted
+            and git("show", f"{reference}:./metrics/selected.json")
             != (summaries / f"{name}.json").read_text(encoding="utf-8").strip()
         }
     )
