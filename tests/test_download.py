@@ -60,6 +60,8 @@ PAGES: dict[str, dict[str, bytes]] = {
     "ü": PLAIN,
     "100 % of ü": PLAIN,
     "truncated beside whole": GZIPPED | PLAIN | {ARCHIVE: GZIPPED[ARCHIVE][:-9]},
+    "other archive": GZIPPED | PLAIN | {ARCHIVE: compress(OTHER)},
+    "other beside archive": GZIPPED | PLAIN | {LAST: OTHER},
     "truncated": GZIPPED | {ARCHIVE: GZIPPED[ARCHIVE][:-9]},
     "flipped": GZIPPED | {ARCHIVE: GZIPPED[ARCHIVE][:-8] + bytes(4) + GZIPPED[ARCHIVE][-4:]},
     "html": GZIPPED | {ARCHIVE: b"<!DOCTYPE html><title>Sorry</title>"},
@@ -130,6 +132,7 @@ GOOD = (
     *("file://{folder}/gzipped", "file://{folder}/plain", "file://{folder}/ü"),
     *("{folder}/gzipped", "{folder}/100 % of ü", "plain", "~/plain"),
     *("{url}/truncated%20beside%20whole", "{folder}/truncated beside whole"),
+    *("{folder}/other archive", "{folder}/other beside archive"),
 )
 
 
@@ -160,7 +163,7 @@ BAD = {  # source, and the reason that the error gives
     "stalls within a file": ("{url}/stalls-midway", f"{ARCHIVE}: no byte for 0.5 seconds"),
     "connection ends early": ("{url}/ends-early", f"{ARCHIVE}: the connection ended after"),
     "connection ends at once": ("{url}/hangs-up", "closed connection without response"),
-    "nobody listens": ("http://127.0.0.1:1", f"{FILES[0]}.gz: [Errno 111] Connection refused"),
+    "nobody listens": ("http://127.0.0.1:1", f"{FILES[0]}: [Errno 111] Connection refused"),
     "truncated gzip in a folder": ("{folder}/truncated", "ended before the end-of-stream marker"),
     "empty file in a folder": ("{folder}/empty", f"{LAST} is not an IDX file"),
     "folder without a file": ("{folder}/incomplete", f"{LAST}: [Errno 2] No such file"),
@@ -271,7 +274,7 @@ def patch_torchvision(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_torchvision_knows_mirrors_and_the_four_archives(name: str) -> None:
     dataset(f"torchvision:{name}")  # params.yaml accepts the name
-    opened = [*sources._sources_of(f"torchvision:{name}")]
+    opened = [*sources._sources_of(f"torchvision:{name}", {})]
     assert opened
     for mirror, source in opened:
         assert mirror.startswith("http") and isinstance(source, partial)

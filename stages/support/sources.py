@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -63,7 +62,7 @@ def fetch(
     """
     failures = []
     for text in dataset.sources:
-        for name, source in _sources_of(text):
+        for name, source in _sources_of(text, dataset.sha256):
             print(f"trying {name}", flush=True)
             try:
                 contents = {file: source(file) for file in FILES}
@@ -85,7 +84,7 @@ def fetch(
     )
 
 
-def _sources_of(text: str) -> Iterator[tuple[str, Source]]:
+def _sources_of(text: str, sha256: Mapping[IdxFile, str]) -> Iterator[tuple[str, Source]]:
     """Yield a name and a source for each place that a line of params.yaml stands for."""
     kind, colon, rest = text.partition(":")
     kind = kind if colon else "folder"  # since a folder may be named npm
@@ -100,9 +99,9 @@ def _sources_of(text: str) -> Iterator[tuple[str, Source]]:
         with tempfile.TemporaryDirectory() as folder:  # gone when `fetch` asks for the next source
             yield text, partial(_from_package, Path(folder), rest)
     elif kind in ("http", "https", "file"):
-        yield text, partial(_from_url, text)
+        yield text, partial(_from_url, text, sha256)
     else:
-        yield text, partial(_from_folder, text)
+        yield text, partial(_from_folder, text, sha256)
 
 
 def _from_mirror(base: str, md5: Mapping[str, str], file: IdxFile) -> bytes:
@@ -114,7 +113,7 @@ def _from_mirror(base: str, md5: Mapping[str, str], file: IdxFile) -> bytes:
     return _decompress(archive, compressed)
 
 
-def _from_folder(folder: str, file: IdxFile) -> bytes:
+def _from_folder(folder: str, sha256: Mapping[IdxFile, str], file: IdxFile) -> bytes:
     try:
         path = Path(folder).expanduser()
     except RuntimeError as error:
@@ -124,21 +123,31 @@ def _from_folder(folder: str, file: IdxFile) -> bytes:
             f"has none of the four IDX files, {FILES[0]}[.gz] and so on: docs/guide.md says how to "
             "make them from pictures"
         )
-    return _from_url(path.absolute().as_uri(), file)
+    return _from_url(path.absolute().as_uri(), sha256, file)
 
 
-def _from_url(base: str, file: IdxFile) -> bytes:
-    """Return the decompressed content: of FILE.gz, or of FILE if FILE.gz cannot be had."""
-    url = f"{base.rstrip('/')}/{file}"
-    try:
-        return _decompress(f"{file}.gz", _get(f"{url}.gz"))
-    except MissingError:
-        return _get(url)
-    except SourceError:
-        # A whole plain file may stand beside a damaged archive.
-        with suppress(SourceError):
-            return _get(url)
-        raise
+def _from_url(base: str, sha256: Mapping[IdxFile, str], file: IdxFile) -> bytes:
+    """Return the decompressed content of FILE, or of FILE.gz where FILE is missing or wrong."""
+    url, wanted = f"{base.rstrip('/')}/{file}", sha256.get(file)
+    found: list[bytes] = []
+    failures: list[SourceError] = []
+    for get in (_get, _get_archive):
+        try:
+            found.append(get(url))
+        except SourceError as error:
+            failures.append(error)
+        else:
+            if wanted in (None, hashlib.sha256(found[-1]).hexdigest()):
+                return found[-1]
+    if found:
+        return found[0]
+    # That a file is missing is the lesser news where the other one is there and damaged.
+    raise min(failures, key=lambda failure: isinstance(failure, MissingError))
+
+
+def _get_archive(url: str) -> bytes:
+    archive = f"{url}.gz"
+    return _decompress(PurePosixPath(archive).name, _get(archive))
 
 
 def _decompress(name: str, content: bytes) -> bytes:
