@@ -65,8 +65,11 @@ def test_ink_paper_size_and_format_make_no_difference(shown: Callable[..., np.nd
     assert (shown(turned, exif=exif) == expected).all()
     clear = Image.new("RGBA", (200, 200))
     clear.paste((0, 0, 0, 255), mask=ImageOps.invert(draw(4, ink=0, paper=255)))
-    for other in (shown(draw(4, size=300)), shown(draw(4), "x.jpg"), shown(clear)):
-        assert np.abs(other - expected).mean() < 12
+    white = Image.new("RGBA", (200, 200), (255, 255, 255, 0))
+    white.putalpha(clear.getchannel("A"))
+    for other in (draw(4, size=300), clear, white):
+        assert np.abs(shown(other) - expected).mean() < 12
+    assert np.abs(shown(draw(4), "x.jpg") - expected).mean() < 12
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +149,14 @@ def test_what_is_no_picture_gets_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_picture_and_an_empty_one_get_one_line(model: Path, tmp_path: Path) -> None:
+def test_what_shows_no_digit_gets_one_line(model: Path, tmp_path: Path) -> None:
     draw(3).save(tmp_path / "cut.png")
     content = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (50, 50), 200).save(tmp_path / "empty.png")
-    for name, reason in (("cut", "no picture: "), ("empty", "shows no digit: ")):
+    ImageOps.expand(draw(3), border=1).save(tmp_path / "framed.png")
+    reasons = {"cut": "no picture: ", "empty": "shows no digit: ", "framed": "most of it differs"}
+    for name, reason in reasons.items():
         with pytest.raises(InputError, match=f"{name}.png: {reason}"):
             run("--model", model, tmp_path / f"{name}.png")
 

@@ -30,15 +30,16 @@ def main() -> None:
     options = parser.parse_args()
     if not options.model.exists():
         raise InputError(
-            f"{options.model}: not there: `dvc pull` or `dvc repro` brings it, or name another "
-            "with --model: `make smoke` makes one in minutes"
+            f"{options.model}: not there: `dvc pull` or `dvc repro` brings {MODEL}, and --model "
+            "names another: `make smoke` makes one in minutes"
         )
     try:
         network = load_network(options.model)
-    except InputError:
+    except InputError as error:
         if options.model == MODEL:
             raise
-        raise InputError(f"{options.model} does not hold weights that `train` wrote") from None
+        reason = str(error).partition(";")[0]  # The remedy is for the models of this checkout.
+        raise InputError(f"{reason}; name weights that `train` wrote") from None
     _, description = read_tensors(options.model)
     pictures = np.stack([as_mnist(path) for path in options.files])
     pad = description["pad"]
@@ -56,20 +57,19 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     (http://yann.lecun.com/exdb/mnist/). It may be dark on light or light on dark, of any size.
 
     Raises:
-        InputError: the file is missing, is no picture, or shows nothing.
+        InputError: the file is missing, is no picture, or shows nothing, or has no background.
     """
-    try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(eight_bits(picture)).convert("RGBA")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: no picture: {getattr(error, 'strerror', 0) or error}") from None
-    on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    grey = np.asarray(on_white.convert("L"), np.float64)
+    grey = read_grey(path).astype(np.float64)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     ink = np.abs(grey - np.median(edge))  # The edge of the picture is taken for the background.
     if ink.max() < CONTRAST:
         raise InputError(f"{path}: shows no digit: all of it is nearly the same grey")
     ink = np.where(ink < FAINT * ink.max(), 0, 255 * ink / ink.max())
+    if (ink > 0).mean() > 0.5:
+        raise InputError(
+            f"{path}: most of it differs from its edge: crop it to a digit on an even background, "
+            "without a frame"
+        )
 
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     digit = Image.fromarray(
@@ -88,6 +88,28 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     image = np.zeros((SIDE, SIDE), np.uint8)
     image[top : top + height, left : left + width] = pixels.astype(np.uint8)
     return image
+
+
+def read_grey(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the grey levels of a picture, uint8 (height, width), the right way up.
+
+    What is transparent becomes white, or black where the picture would vanish on white.
+
+    Raises:
+        InputError: the file is missing or is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(eight_bits(picture)).convert("RGBA")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: no picture: {getattr(error, 'strerror', 0) or error}") from None
+    for background in ("white", "black"):
+        on_background = Image.new("RGBA", upright.size, background)
+        on_background.alpha_composite(upright)
+        grey = np.asarray(on_background.convert("L"))
+        if np.ptp(grey) >= CONTRAST:
+            break
+    return grey
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
