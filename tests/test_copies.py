@@ -6,14 +6,17 @@ Git then exports variables such as GIT_DIR, and a git or dvc in a copy would obe
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stages.support.errors import InputError
 from stages.support.git import environment_without_git
 from tests.conftest import CHECKOUT, Project
-from tools.copies import copy_checkout
+from tools import smoke
+from tools.copies import copy_checkout, plain_params
 
 # A dvc that does at once the harm which the real one can do, in whichever repository git shows it,
 # and then fails to run the pipeline.
@@ -115,6 +118,24 @@ def test_a_hook_that_runs_the_suite_leaves_the_repository_alone(
     assert "1 passed" in (tmp_path / "told").read_text(encoding="utf-8")
     assert f"GIT_DIR={outer.main}/.git/worktrees/linked" in (tmp_path / "exported").read_text()
     assert outer.state() == before
+
+
+def test_smoke_takes_small_data_of_ones_own_from_a_relative_folder(
+    inside: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with inside.params() as params:
+        params["datasets"]["small"]["sources"] = ["my-digits", "~/digits", "npm:a@1"]
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match=r"python -m tools\.page failed in "):
+        smoke.main()
+    (copy,) = tmp_path.glob("smoke-*")
+    params = plain_params(copy)
+    assert params["data"]["per_class"] == 4
+    here = str(inside.folder / "my-digits")
+    assert params["datasets"]["small"]["sources"] == [here, "~/digits", "npm:a@1"]
 
 
 @pytest.mark.slow

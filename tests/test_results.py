@@ -197,6 +197,11 @@ def test_readme_is_held_to_what_make_table_prints(
     table.main()
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines()[2:4]] == ["sgd", "adam"]
+    with project.params() as params:
+        params["train"]["epochs"] = 7
+    with pytest.raises(InputError, match="sgd have 2 epochs and 1 seed; params"):
+        table.main()
+    project.run("git", "checkout", "--quiet", "params.yaml")
     readme = project.folder / "README.md"
     monkeypatch.setattr(sys, "argv", ["table", "--check"])
     with pytest.raises(InputError, match=r"README\.md lacks the row \| sgd "):

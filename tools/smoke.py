@@ -7,11 +7,13 @@ from pathlib import Path
 from stages.reporting.tables import CurveRow
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import environment_without_git
+from stages.support.params import SIDE
 from stages.support.tables import read_table
 from tools.copies import commit_all, copy_checkout, plain_params, write_params
 
 PER_CLASS = 100
-# A VGG11 of narrow layers, whose epoch on so few images takes about a second. It needs 32 pixels.
+PIXELS = 32  # of a side, which five poolings need
+# A VGG11 of narrow layers, whose epoch on so few images takes about a second.
 NETWORK = {
     "batch_norm_momentum": 0.1,
     "widths": [16, "M", 32, "M", 64, 64, "M", 64, 64, "M", 64, 64, "M"],
@@ -25,7 +27,11 @@ def main() -> None:
     copy_checkout(Path.cwd(), copy)
     params = plain_params(copy)
     params["network"] = NETWORK
-    params["data"] |= {"per_class": PER_CLASS, "pad": 2}
+    wanted = params["data"]["per_class"]
+    per_class = PER_CLASS if wanted == "all" else min(wanted, PER_CLASS)
+    params["data"] |= {"per_class": per_class, "pad": max(0, (PIXELS - SIDE + 1) // 2)}
+    for dataset in params["datasets"].values():
+        dataset["sources"] = [from_anywhere(source) for source in dataset["sources"]]
     params["train"]["epochs"] = 5
     if Path(".venv").is_dir():
         # So that the Makefile in the copy builds no second environment.
@@ -40,7 +46,7 @@ def main() -> None:
             raise InputError(f"{' '.join(command)} failed in {copy}; see above")
     commit_all(copy)
 
-    images = PER_CLASS * len(params["data"]["classes"])
+    images = per_class * len(params["data"]["classes"])
     print(f"\nA narrow VGG11 on {images:,} images in {copy}, test accuracy after each epoch:")
     width = max(map(len, variants))
     for variant in variants:
@@ -48,6 +54,11 @@ def main() -> None:
         print(f"  {variant:{width}}", *(f"{row.test_accuracy:.3f}" for row in rows))
     print(f"model:  {copy}/models/selected.safetensors")
     print(f"charts: {copy}/dvc_plots/index.html")
+
+
+def from_anywhere(source: str) -> str:
+    """Return a source of params.yaml so that another folder can name it."""
+    return source if ":" in source or source.startswith("~") else str(Path(source).absolute())
 
 
 if __name__ == "__main__":

@@ -82,10 +82,20 @@ def require_in_readme() -> None:
 
 
 def row_starts() -> Iterator[tuple[str, str]]:
-    """Yield each variant, and its row of the table but for the seconds."""
-    for variant in load_params().variants:
+    """Yield each variant, and its row of the table but for the seconds.
+
+    Raises:
+        InputError: the results are of other epochs or seeds than params.yaml has.
+    """
+    params = load_params()
+    for variant in params.variants:
         summary = read_record(Path(f"metrics/summary/{variant}.json"), Summary)
         doubt = read_record(Path(f"metrics/uncertainty/{variant}.json"), Uncertainty)
+        if (doubt.epochs, doubt.seeds) != (params.train.epochs, len(params.seeds)):
+            raise InputError(
+                f"the results of {variant} have {doubt.epochs} epochs and {doubt.seeds} "
+                f"seed{'s' * (doubt.seeds > 1)}; params.yaml asks for others: `dvc repro` first"
+            )
         cells = (
             variant,
             f"{summary.accuracy:.4f} ± {doubt.accuracy_plus_minus:.4f}",
