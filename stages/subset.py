@@ -11,6 +11,7 @@ import numpy.typing as npt
 from stages.learning.idx import parse
 from stages.learning.split import Split, save_split
 from stages.support.atomic import replacing_folder
+from stages.support.cache import damaged
 from stages.support.errors import InputError, unusable
 from stages.support.params import load_params
 
@@ -48,7 +49,8 @@ def read(path: Path, sha256: Mapping[str, str]) -> npt.NDArray[np.uint8]:
         sha256: digests by the names of files; a file may have none.
 
     Raises:
-        InputError: the file is missing, is no IDX file of its kind, or has another digest.
+        InputError: the file is missing, is no IDX file of its kind, or has another digest; without
+            a digest, that it comes from a damaged object of DVC's cache.
     """
     try:
         content = path.read_bytes()
@@ -57,6 +59,8 @@ def read(path: Path, sha256: Mapping[str, str]) -> npt.NDArray[np.uint8]:
     found = hashlib.sha256(content).hexdigest()
     if sha256.get(path.name, found) != found:
         raise unusable(path, f"has SHA-256 {found}, params.yaml wants {sha256[path.name]}")
+    if path.name not in sha256 and damaged(path):
+        raise unusable(path, "damaged")
     try:
         return parse(str(path), content)
     except InputError as error:

@@ -95,6 +95,16 @@ def test_a_cut_between_two_stages_of_the_lock_costs_no_training_either(project: 
         assert project.lock() == recorded
 
 
+def test_wrong_parameters_stop_make_repro_before_dvc_removes_a_result(project: Project) -> None:
+    before = project.digests()
+    with project.params() as params:
+        params["variants"][7] = params["variants"]["adam"]
+        params["epochs"] = 20
+    printed = project.run(*MAKE_REPRO, fails=True)
+    assert "params.yaml: unknown key epochs (20)" in printed
+    assert project.digests() == before
+
+
 @pytest.mark.slow
 def test_a_merge_conflict_in_the_lock_is_resolved_by_what_the_message_says(
     project: Project,

@@ -1,6 +1,8 @@
 """The subset: which images are kept, in which order, and how they are padded."""
 
 import hashlib
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -105,6 +107,16 @@ def ask_for(per_class: int) -> None:
     write_params(Path(), params | {"dataset": "small"})
 
 
+def damage_dvcs_copy() -> None:
+    """Leave changed labels, without a digest in params.yaml, as a damaged object of DVC's cache."""
+    out = {"path": str(TRAIN_LABELS), "md5": hashlib.md5(idx(LABELS)).hexdigest()}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"download": {"outs": [out]}}}))
+    cached = Path(".dvc/cache/files/md5", out["md5"][:2], out["md5"][2:])
+    cached.parent.mkdir(parents=True)
+    for file in (cached, TRAIN_LABELS):
+        file.write_bytes(idx(LABELS[::-1]))
+
+
 CHANGED = idx(IMAGES)[:3000] + bytes(6) + idx(IMAGES)[3006:]
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {  # what happens, and what is told
     "too many": (lambda: ask_for(10), "params.yaml: data.per_class: 10: the train split has only"),
@@ -116,6 +128,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {  # what happens, and wh
         lambda: TRAIN_IMAGES.write_bytes(CHANGED),
         f"{TRAIN_IMAGES}: has SHA-256 {hashlib.sha256(CHANGED).hexdigest()}, params.yaml wants "
         f"{hashlib.sha256(idx(IMAGES)).hexdigest()}; ",
+    ),
+    "damaged in DVC's cache": (
+        damage_dvcs_copy,
+        f"{TRAIN_LABELS}: damaged; DVC's copy is damaged too: `rm -f {TRAIN_LABELS} ",
     ),
     "missing": (TRAIN_LABELS.unlink, f"{TRAIN_LABELS}: No such file"),
 }
@@ -132,6 +148,7 @@ def test_what_makes_no_subset_is_told_and_the_old_one_stays(
         (RAW / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(LABELS))
     ask_for(2)
     subset.main(RAW, SUBSET)
+    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
     happens()
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with pytest.raises(InputError) as caught:

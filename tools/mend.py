@@ -1,4 +1,4 @@
-"""Repair what a kill or a full disk has left of DVC's own files.
+"""Repair what a kill or a full disk has left of DVC's own files, and check params.yaml.
 
 DVC refuses to run anything in three cases, and this module mends each:
 
@@ -32,15 +32,17 @@ from dvc.utils.strictyaml import (  # type: ignore[import-untyped]
 from stages.support.atomic import replacing, write_json
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import git
+from stages.support.params import load_params
 
 
 def main() -> None:
-    """Repair the checkout of the current folder; wait for any dvc that is at work."""
+    """Repair the checkout, and check the parameters; wait for any dvc that is at work."""
     try:
         with Repo(_wait_for_lock=True) as repo, repo.lock:
             mend(repo)
     except DvcException as error:
         raise InputError(str(error)) from None
+    load_params()  # DVC removes the outputs of a stage before the stage can refuse its parameters.
 
 
 def mend(repo: Repo) -> None:

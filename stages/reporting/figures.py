@@ -164,6 +164,6 @@ def _label(axes: Axes, title: str, quantity: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel(quantity)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.3)

@@ -23,7 +23,7 @@ CLASSES = 10  # outputs of the network, whichever classes the data keeps
 SIDE = 28  # pixels of an image before padding
 MAX_PAD = 100  # pixels
 MAX_COUNT = 1_000_000  # more epochs, images in a batch, or units are a mistake
-NAME = r"[a-z0-9][a-z0-9_-]*"  # of a variant or a data set
+NAME = r"[a-z0-9][a-z0-9_-]{0,39}"  # of a variant or a data set
 
 Scale = Literal["none", "unit", "half"]
 Activation = Literal["relu", "sigmoid"]
@@ -74,7 +74,7 @@ def _not_taken(name: str) -> str:
 
 
 _Name = Annotated[  # becomes part of file names, DVC's stage names and git references
-    str, _matching(NAME, "lower-case letters, digits, - and _")
+    str, _matching(NAME, "at most 40 lower-case letters, digits, - and _")
 ]
 _VariantName = Annotated[_Name, AfterValidator(_not_taken)]
 _Source = Annotated[
