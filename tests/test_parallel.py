@@ -104,6 +104,16 @@ def test_a_stage_of_dvc_yaml_is_known_at_once(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_takes_the_graph_from_the_run_that_started_it(project: Project) -> None:
+    needs = project.folder / ".snakemake/needs.json"
+    needs.parent.mkdir()
+    needs.write_text('{"select": []}', encoding="utf-8")
+    command = ("snakemake", "--cores", "1", "--dry-run", ".snakemake/done/train@sgd-0")
+    assert "MissingRuleException" in project.run(*command, "--mode", "remote", fails=True)
+    assert "rule train:" in project.run(*command)  # DVC's graph
+
+
+@pytest.mark.slow
 def test_a_failed_stage_is_named_and_stops_only_those_that_need_it(project: Project) -> None:
     with project.params() as params:
         for variant in params["variants"].values():
