@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench.contenders import ADAM, NETWORK, SIDE
 from stages.learning import device
 from stages.learning.device import choose_precision
 from stages.learning.history import EpochRow
@@ -32,6 +31,13 @@ from stages.support.params import (
 )
 from tools.copies import TINY
 
+ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
+SIDE = 32  # pixels of a side of the images here
+VGG11 = Architecture(
+    widths=[64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    hidden=[4096, 4096],
+    batch_norm_momentum=0.1,
+)
 # Of the notebook: shapes of the weights, and where a 2x2 pooling follows the layer.
 CONVOLUTIONS = [(64, 1), (128, 64), (256, 128), (256, 256), (512, 256), *[(512, 512)] * 3]
 POOLED = [True, True, False, True, False, True, False, True]
@@ -45,7 +51,7 @@ def test_the_layers_of_vgg11_are_the_notebooks(
     activation: Activation, kind: type[nn.Module]
 ) -> None:
     with torch.device("meta"):  # shapes without numbers
-        network = vgg(NETWORK, SIDE, activation, 0.5, "none", "fp32")
+        network = vgg(VGG11, SIDE, activation, 0.5, "none", "fp32")
     layers = list(network.children())[1:]  # without the pixels' scale
     for shape, pooled in zip(CONVOLUTIONS, POOLED, strict=True):
         convolution, norm, *layers = layers
