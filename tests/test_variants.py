@@ -79,7 +79,9 @@ def test_a_folder_without_git_and_one_without_a_commit_are_told(
         variants.require_a_usable_repository()
 
 
-@pytest.mark.parametrize("work", ["merge", "rebase", "cherry-pick", "revert"])
+@pytest.mark.parametrize(
+    "work", ["merge", "rebase", "cherry-pick", "revert", "cherry-pick or revert"]
+)
 def test_a_merge_or_the_like_is_not_broken_off(inside: Project, work: str) -> None:
     def commit(text: str) -> None:
         Path("CHANGELOG.md").write_text(text, encoding="utf-8")
@@ -87,12 +89,16 @@ def test_a_merge_or_the_like_is_not_broken_off(inside: Project, work: str) -> No
 
     inside.run("git", "switch", "--quiet", "--create", "other")
     commit("theirs\n")
+    commit("theirs again\n")
     inside.run("git", "switch", "--quiet", "main")
     commit("ours\n")
     commit("ours again\n")
-    inside.run("git", work, "HEAD^" if work == "revert" else "other", fails=True)  # a conflict
+    commits = {"revert": ["HEAD^"], "cherry-pick or revert": ["other^", "other"]}
+    inside.run("git", work.split()[0], *commits.get(work, ["other"]), fails=True)  # a conflict
     Path("CHANGELOG.md").write_text("both\n", encoding="utf-8")
     inside.run("git", "add", "CHANGELOG.md")
+    if work == "cherry-pick or revert":  # It has more commits to take, and no CHERRY_PICK_HEAD.
+        inside.run("git", "commit", "--quiet", "--message", "resolved")
     assert f"a {work} is under way" in refusal()
 
 
@@ -123,12 +129,13 @@ def test_a_renamed_variant_leaves_no_experiment_and_a_name_may_look_like_a_numbe
 ) -> None:
     variants.main()
     inside.run("dvc", "exp", "run", "--temp", "--name", "mine", "-S", "variant=sgd", "select")
+    inside.run("dvc", "exp", "rename", "mine", "old", "--force")  # as if a variant had been `old`
     with inside.params() as params:
         params["variants"]["1e3"] = params["variants"].pop("sgd")
     inside.repro()
     inside.commit()
     variants.main()
-    assert sorted(experiments().values()) == ["1e3", "adam", "mine"]
+    assert sorted(experiments().values()) == ["1e3", "adam", "old"]
     assert "removed the experiment sgd: params.yaml has no such" in capsys.readouterr().out
 
 
@@ -139,9 +146,7 @@ def test_an_experiment_of_the_users_own_is_kept_and_an_old_one_is_named(inside: 
     assert outdated(["sgd", "adam"], Path("metrics/summary")) == []
 
     inside.run("dvc", "exp", "remove", "sgd")
-    inside.run("dvc", "exp", "run", "--name", "sgd", "--set-param", "train.epochs=1")
-    inside.run("git", "checkout", "--quiet", ".")
-    inside.run("dvc", "checkout")
+    inside.run("dvc", "exp", "run", "--temp", "--name", "sgd", "--set-param", "variant=sgd")
     assert "the experiment sgd (refs/exps/" in refusal()
     inside.run("dvc", "exp", "rename", "sgd", "mine")
     variants.main()

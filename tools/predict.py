@@ -118,7 +118,9 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         return picture
     values = np.asarray(picture, np.float64)
     low, high = values.min(), values.max()
-    return Image.fromarray((255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8))
+    # A picture with less contrast shows nothing, and is not stretched until it shows something.
+    span = max(high - low, CONTRAST / 255 * max(abs(low), abs(high)), 1e-9)
+    return Image.fromarray((255 * (values - low) / span).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def row_starts() -> Iterator[tuple[str, str]]:
     """Yield each variant, and its row of the table but for the seconds.
 
     Raises:
-        InputError: the results are of other epochs or seeds than params.yaml has.
+        InputError: the results are of other epochs, or more or fewer seeds, than params.yaml has.
     """
     params = load_params()
     for variant in params.variants:

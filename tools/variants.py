@@ -8,12 +8,7 @@ from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import experiments, git
 from stages.support.params import load_params
 
-# What an experiment of this tool changes. One that changes more is somebody's own.
-CHANGED = {
-    "params.yaml",
-    "dvc.lock",
-    *(f"metrics/selected.{end}" for end in ("json", "csv", "yaml")),
-}
+MESSAGE = "make variants"  # of the commits of this tool's experiments; others are the user's own
 
 # What git keeps of work that is not finished. A checkout, as DVC makes one, drops it.
 UNDER_WAY = {
@@ -22,6 +17,7 @@ UNDER_WAY = {
     "rebase-apply": "rebase",
     "CHERRY_PICK_HEAD": "cherry-pick",
     "REVERT_HEAD": "revert",
+    "sequencer": "cherry-pick or revert",
     "BISECT_LOG": "bisection",
 }
 
@@ -33,17 +29,14 @@ def main() -> None:
     require_free_names(variants)
     replaced = {ref: name for ref, name in experiments().items() if name in variants}
     for reference, name in replaced.items():
-        if more := foreign_changes(reference):
+        if not is_ours(reference):
             raise InputError(
-                f"the experiment {name} ({reference}) is not one of this tool: it changes "
-                f"{', '.join(more[:3])}; "
+                f"the experiment {name} ({reference}) is not one of this tool: "
                 f"`dvc exp rename {name} OTHER` keeps it under another name, "
                 f"`dvc exp remove {name}` removes it"
             )
     dropped = {
-        ref: name
-        for ref, name in experiments().items()
-        if name not in variants and selects(ref, name) and not foreign_changes(ref)
+        ref: name for ref, name in experiments().items() if name not in variants and is_ours(ref)
     }
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = subprocess.run(dry, capture_output=True, text=True, check=False)
@@ -63,7 +56,7 @@ def main() -> None:
         # --temp leaves the work tree alone; without --single-item, --force would train again.
         command = ["dvc", "exp", "run", "--temp", "--force", "--single-item", "--name", variant]
         # Quoted, since DVC would read a name such as 1e3 as a number.
-        command += ["--set-param", f"variant='{variant}'", "select"]
+        command += ["--set-param", f"variant='{variant}'", "--message", MESSAGE, "select"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
     if missing := set(variants) - set(experiments().values()):
@@ -71,15 +64,9 @@ def main() -> None:
     print(f"dvc metrics diff, plots diff and params diff now take any two of {', '.join(variants)}")
 
 
-def foreign_changes(reference: str) -> list[str]:
-    """Return the files that an experiment changes, and that one of this tool does not."""
-    changed = git("diff", "--name-only", "--relative", f"{reference}^", reference).split()
-    return sorted({*changed} - CHANGED)
-
-
-def selects(reference: str, variant: str) -> bool:
-    """Tell whether an experiment selects the variant."""
-    return f"variant: {variant}" in git("show", f"{reference}:./params.yaml").splitlines()
+def is_ours(reference: str) -> bool:
+    """Tell whether this tool made an experiment."""
+    return git("log", "-1", "--format=%s", reference) == MESSAGE
 
 
 def require_a_usable_repository() -> None:

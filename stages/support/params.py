@@ -296,6 +296,8 @@ def _line(path: Path, error: Any) -> str:
     value = _short(error["input"], quoted=True) if shows_value else ""
     if error["type"] == "value_error":  # of our own checks
         message = str(error["ctx"]["error"])
+    elif error["type"] == "string_type":
+        message = "must be text: put it in quotes"
     else:
         message = error["msg"].replace("Input should", "must")
     return ": ".join(part for part in (str(path), key, value, f"{message:.500}") if part)
