@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -37,6 +36,7 @@ def hook() -> None:
     import signal
     import sys
     import threading
+    from typing import Any
 
     left = int(os.environ.get("AT_RENAMING", "0"))
 

@@ -67,7 +67,10 @@ def errors_as_messages(advice: str = "") -> Iterator[None]:
             signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # It may lack characters such as ±.
+            # The stream may lack characters such as ±. An OSError comes where a pipe has taken the
+            # place of the stream's file in this very process, as in a fork.
+            with suppress(OSError):
+                stream.reconfigure(errors="replace")
     try:
         yield
     except (InputError, OSError) as error:
