@@ -51,8 +51,12 @@ def test_pictures_in_folders_become_a_source(tmp_path: Path) -> None:
         for label, pixels in enumerate(drawn):
             picture = tmp_path / f"pictures/{split}/{label}/a.png"
             picture.parent.mkdir(parents=True)
-            Image.fromarray(pixels).save(picture)
-    run_python(snippet("write_idx"), tmp_path)
+            image = Image.fromarray(pixels)
+            if label == 7:  # black ink on a transparent ground
+                image = Image.new("RGBA", image.size)
+                image.putalpha(Image.fromarray(255 - pixels))
+            image.save(picture)
+    run_python(snippet("write_idx"), tmp_path, path=CHECKOUT)
     for prefix in ("train", "t10k"):
         images, labels = (
             parse(name, (tmp_path / "my-digits" / name).read_bytes())
