@@ -129,13 +129,13 @@ def test_a_renamed_variant_leaves_no_experiment_and_a_name_may_look_like_a_numbe
 ) -> None:
     variants.main()
     inside.run("dvc", "exp", "run", "--temp", "--name", "mine", "-S", "variant=sgd", "select")
-    inside.run("dvc", "exp", "rename", "mine", "old", "--force")  # as if a variant had been `old`
+    inside.run("dvc", "exp", "rename", "adam", "kept")
     with inside.params() as params:
         params["variants"]["1e3"] = params["variants"].pop("sgd")
     inside.repro()
     inside.commit()
     variants.main()
-    assert sorted(experiments().values()) == ["1e3", "adam", "old"]
+    assert sorted(experiments().values()) == ["1e3", "adam", "kept", "mine"]
     assert "removed the experiment sgd: params.yaml has no such" in capsys.readouterr().out
 
 

@@ -8,7 +8,9 @@ from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import experiments, git
 from stages.support.params import load_params
 
-MESSAGE = "make variants"  # of the commits of this tool's experiments; others are the user's own
+# What git has as the message of this tool's experiments. Any other experiment is the user's own, and
+# so is one that the user has renamed.
+MESSAGE = "make variants: {}"
 
 # What git keeps of work that is not finished. A checkout, as DVC makes one, drops it.
 UNDER_WAY = {
@@ -29,14 +31,16 @@ def main() -> None:
     require_free_names(variants)
     replaced = {ref: name for ref, name in experiments().items() if name in variants}
     for reference, name in replaced.items():
-        if not is_ours(reference):
+        if not is_ours(reference, name):
             raise InputError(
                 f"the experiment {name} ({reference}) is not one of this tool: "
                 f"`dvc exp rename {name} OTHER` keeps it under another name, "
                 f"`dvc exp remove {name}` removes it"
             )
     dropped = {
-        ref: name for ref, name in experiments().items() if name not in variants and is_ours(ref)
+        ref: name
+        for ref, name in experiments().items()
+        if name not in variants and is_ours(ref, name)
     }
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = subprocess.run(dry, capture_output=True, text=True, check=False)
@@ -56,7 +60,8 @@ def main() -> None:
         # --temp leaves the work tree alone; without --single-item, --force would train again.
         command = ["dvc", "exp", "run", "--temp", "--force", "--single-item", "--name", variant]
         # Quoted, since DVC would read a name such as 1e3 as a number.
-        command += ["--set-param", f"variant='{variant}'", "--message", MESSAGE, "select"]
+        command += ["--set-param", f"variant='{variant}'", "--message", MESSAGE.format(variant)]
+        command.append("select")
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
     if missing := set(variants) - set(experiments().values()):
@@ -64,9 +69,9 @@ def main() -> None:
     print(f"dvc metrics diff, plots diff and params diff now take any two of {', '.join(variants)}")
 
 
-def is_ours(reference: str) -> bool:
-    """Tell whether this tool made an experiment."""
-    return git("log", "-1", "--format=%s", reference) == MESSAGE
+def is_ours(reference: str, name: str) -> bool:
+    """Tell whether this tool made an experiment, and gave it its name."""
+    return git("log", "-1", "--format=%s", reference) == MESSAGE.format(name)
 
 
 def require_a_usable_repository() -> None:
