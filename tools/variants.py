@@ -8,8 +8,8 @@ from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import experiments, git
 from stages.support.params import load_params
 
-# What git has as the message of this tool's experiments. Any other experiment is the user's own, and
-# so is one that the user has renamed.
+# The commit message of this tool's experiments. Any other experiment is the user's own, and so is
+# one that the user has renamed.
 MESSAGE = "make variants: {}"
 
 # What git keeps of work that is not finished. A checkout, as DVC makes one, drops it.
