@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stages.support.errors import InputError
-from stages.support.git import environment_without_git
+from stages.support.git import environment_without_git_variables
 from tests.conftest import CHECKOUT, Project
 from tools import smoke
 from tools.copies import copy_checkout, plain_params
@@ -87,7 +87,7 @@ def test_what_binds_git_to_a_repository_is_no_part_of_a_copys_environment(
     with monkeypatch.context() as patch:
         for name, value in foreign.items():
             patch.setenv(name, value)
-        assert environment_without_git() == {
+        assert environment_without_git_variables() == {
             k: v for k, v in os.environ.items() if k not in foreign
         }
         copy = tmp_path / "copy"
@@ -129,13 +129,21 @@ def test_smoke_takes_small_data_of_ones_own_from_a_relative_folder(
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(smoke, "SIDE", 21)
     with pytest.raises(InputError, match=r"python -m tools\.page failed in "):
         smoke.main()
     (copy,) = tmp_path.glob("smoke-*")
     params = plain_params(copy)
     assert params["data"]["per_class"] == 4
+    assert params["data"]["pad"] == 6  # 33 pixels, of which five poolings leave one
     here = str(inside.folder / "my-digits")
     assert params["datasets"]["small"]["sources"] == [here, "~/digits", "npm:a@1"]
+
+    with inside.params() as params:
+        params["data"]["per_class"] = "some"
+    with pytest.raises(InputError, match=r"params\.yaml: data\.per_class: 'some': must be"):
+        smoke.main()
+    assert [*tmp_path.glob("smoke-*")] == [copy]
 
 
 @pytest.mark.slow

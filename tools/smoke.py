@@ -6,8 +6,8 @@ from pathlib import Path
 
 from stages.reporting.tables import CurveRow
 from stages.support.errors import InputError, errors_as_messages
-from stages.support.git import environment_without_git
-from stages.support.params import SIDE
+from stages.support.git import environment_without_git_variables
+from stages.support.params import SIDE, load_params
 from stages.support.tables import read_table
 from tools.copies import commit_all, copy_checkout, plain_params, write_params
 
@@ -23,12 +23,12 @@ NETWORK = {
 
 def main() -> None:
     """Run the pipeline in a new folder, say what it has shown, and leave the results there."""
+    wanted = load_params().data.per_class
+    per_class = PER_CLASS if wanted == "all" else min(wanted, PER_CLASS)
     copy = Path(tempfile.mkdtemp(prefix="smoke-"))
     copy_checkout(Path.cwd(), copy)
     params = plain_params(copy)
     params["network"] = NETWORK
-    wanted = params["data"]["per_class"]
-    per_class = PER_CLASS if wanted == "all" else min(wanted, PER_CLASS)
     params["data"] |= {"per_class": per_class, "pad": max(0, (PIXELS - SIDE + 1) // 2)}
     for dataset in params["datasets"].values():
         dataset["sources"] = [from_anywhere(source) for source in dataset["sources"]]
@@ -42,7 +42,9 @@ def main() -> None:
     write_params(copy, params)
     page = ["python", "-m", "tools.page"]
     for command in (page, ["dvc", "repro"], ["dvc", "plots", "show"]):
-        if subprocess.run(command, cwd=copy, check=False, env=environment_without_git()).returncode:
+        if subprocess.run(
+            command, cwd=copy, check=False, env=environment_without_git_variables()
+        ).returncode:
             raise InputError(f"{' '.join(command)} failed in {copy}; see above")
     commit_all(copy)
 
