@@ -115,9 +115,9 @@ def trained(folder: Path, variant: str, costs: str) -> Training:
 
 def command(variant: str, costs: str) -> list[str]:
     """Return the command of the stage `train`, which saves after so many costs of a save."""
-    train = (sys.executable, "-m", "stages", "train", "--costs-between-saves", costs)
+    stage = (sys.executable, "-m", "stages", "train", "--costs-between-saves", costs)
     outputs = ("weights.safetensors", "history.csv", "timing.csv")
-    return [*train, variant, "0", "data/subset", *outputs]
+    return [*stage, variant, "0", "data/subset", *outputs]
 
 
 def train(folder: Path, variant: str, costs: str) -> Training:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.support.errors import InputError, errors_as_messages
-from stages.support.git import environment_without_git
+from stages.support.git import environment_without_git_variables
 from tools.copies import plain_params, write_params
 
 RAW = Path("data/raw")
@@ -79,7 +79,7 @@ def run(folder: Path, *command: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment_without_git(),
+        env=environment_without_git_variables(),
         check=False,
         capture_output=True,
         text=True,

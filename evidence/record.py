@@ -12,7 +12,7 @@ from stages.learning.history import EpochRow
 from stages.support.atomic import write_json
 from stages.support.digests import short_sha256
 from stages.support.errors import InputError
-from stages.support.git import environment_without_git
+from stages.support.git import environment_without_git_variables
 from stages.support.tables import read_record, read_table, write_table
 
 CHECKOUT = Path(__file__).parents[1]
@@ -59,7 +59,11 @@ def git(*arguments: str) -> str:
     """Return what git prints about the checkout."""
     command = ["git", "-C", str(CHECKOUT), *arguments]
     done = subprocess.run(
-        command, env=environment_without_git(), capture_output=True, text=True, check=False
+        command,
+        env=environment_without_git_variables(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise InputError(f"{' '.join(command)}: {done.stderr.strip()}")

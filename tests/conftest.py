@@ -26,7 +26,7 @@ import yaml
 from filelock import FileLock
 
 from stages.__main__ import parser_of
-from stages.support.git import environment_without_git
+from stages.support.git import environment_without_git_variables
 from tools.copies import (
     TINY,
     copy_checkout,
@@ -167,7 +167,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         # In a hook, git sets variables that point at the user's repository.
-        for name in os.environ.keys() - environment_without_git().keys():
+        for name in os.environ.keys() - environment_without_git_variables().keys():
             patch.delenv(name)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG"):

@@ -246,6 +246,7 @@ def flip(content: bytes, offset: int, bit: int) -> bytes:
         ("another variant's", " is of another training: variant was adam, is plain, .*"),
         ("a flipped bit", ": damaged, its digest is another; .*"),
         ("a text", ": is not one of this pipeline's tensor files .*"),
+        ("weights", " is of another training: variant was None, is plain, .*"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_no_bit_and_is_replaced(
@@ -258,6 +259,7 @@ def test_a_checkpoint_that_does_not_fit_changes_no_bit_and_is_replaced(
         "another variant's": scratch("adam", 1).checkpoint("adam").read_bytes(),
         "a flipped bit": flip(path.read_bytes(), path.stat().st_size - 1, 0),
         "a text": b"longer than the eight bytes of a length",
+        "weights": (trained.folder / "models/plain/0.safetensors").read_bytes(),
     }
     path.write_bytes(contents[left])
     assert re.search(rf"plain/0\.safetensors{reason}\n{ANEW}", place.train("plain"))

@@ -11,11 +11,15 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from safetensors.numpy import save_file
 
 from stages.learning.device import choose_precision
 from stages.learning.history import EpochRow
+from stages.reporting import figures
 from stages.reporting.summary import Summary
 from stages.support.atomic import write_json
 from stages.support.errors import InputError
@@ -303,3 +307,18 @@ def test_progress_names_a_damaged_file(name: str, project: Project) -> None:
     rewrite(project.folder / name, "no tensors")
     with pytest.raises(InputError, match=f"^{re.escape(name)}"):
         lines_of_progress(project)
+
+
+def test_progress_names_a_file_of_tensors_that_is_not_ours(project: Project) -> None:
+    path = project.folder / ".checkpoints/sgd/0.safetensors"
+    save_file({"a": np.zeros(1)}, path, {"description": "[1, 2]"})
+    with pytest.raises(InputError, match=r"sgd/0\.safetensors is not a checkpoint or weights"):
+        lines_of_progress(project)
+
+
+def test_one_epoch_is_one_tick() -> None:
+    axes = Figure().subplots()
+    axes.plot([1], [0.5])
+    figures._label(axes, "", "")
+    start, end = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if start <= tick <= end] == [1]

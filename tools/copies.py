@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.support.errors import InputError
-from stages.support.git import environment_without_git, git
+from stages.support.git import environment_without_git_variables, git
 
 # A VGG11 in small, with 10,866 weights instead of 28,148,362: an epoch on a few images takes
 # milliseconds.
@@ -25,14 +25,16 @@ def copy_checkout(checkout: Path, copy: Path) -> None:
     if not git("-C", str(checkout), "rev-parse", "--git-dir"):
         raise InputError(f"{checkout} is not a git repository: clone it instead of unpacking it")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.check_output(listed, cwd=checkout, text=True, env=environment_without_git())
+    names = subprocess.check_output(
+        listed, cwd=checkout, text=True, env=environment_without_git_variables()
+    )
     for name in filter(None, names.split("\0")):
         is_result = name == "dvc.lock" or name.startswith("metrics/")
         if not is_result and (checkout / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(checkout / name, copy / name)  # with its time, which make compares
     init = ["git", "init", "--quiet", "--initial-branch=main"]
-    subprocess.run(init, cwd=copy, check=True, env=environment_without_git())
+    subprocess.run(init, cwd=copy, check=True, env=environment_without_git_variables())
 
 
 def plain_params(checkout: Path) -> dict[str, Any]:
@@ -52,7 +54,10 @@ def commit_all(checkout: Path) -> None:
     author |= {name.replace("AUTHOR", "COMMITTER"): value for name, value in author.items()}
     for command in (["add", "--all"], ["commit", "--quiet", "--message", "a copy"]):
         subprocess.run(
-            ["git", *command], cwd=checkout, check=True, env=environment_without_git() | author
+            ["git", *command],
+            cwd=checkout,
+            check=True,
+            env=environment_without_git_variables() | author,
         )
 
 

@@ -29,7 +29,8 @@ def main() -> None:
     variants = load_params().variants
     require_a_usable_repository()
     require_free_names(variants)
-    replaced = {ref: name for ref, name in experiments().items() if name in variants}
+    existing = experiments()
+    replaced = {ref: name for ref, name in existing.items() if name in variants}
     for reference, name in replaced.items():
         if not is_ours(reference, name):
             raise InputError(
@@ -38,9 +39,7 @@ def main() -> None:
                 f"`dvc exp remove {name}` removes it"
             )
     dropped = {
-        ref: name
-        for ref, name in experiments().items()
-        if name not in variants and is_ours(ref, name)
+        ref: name for ref, name in existing.items() if name not in variants and is_ours(ref, name)
     }
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = subprocess.run(dry, capture_output=True, text=True, check=False)

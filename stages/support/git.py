@@ -41,7 +41,7 @@ def git(*arguments: str) -> str:
     try:
         done = subprocess.run(
             ["git", *arguments],
-            env=environment_without_git(),
+            env=environment_without_git_variables(),
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -53,7 +53,7 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def environment_without_git() -> dict[str, str]:
+def environment_without_git_variables() -> dict[str, str]:
     """Return the environment without the variables that point git at a certain repository.
 
     Git exports GIT_DIR and more to hooks and to `git rebase --exec`. With them, a command in a copy
