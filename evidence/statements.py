@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
 
-from evidence.paired import PLANNED
+from evidence.paired import PLANNED, Finding
 from stages.learning.history import EpochRow
 from stages.reporting.summary import mean_fall
 
@@ -167,6 +167,16 @@ PREDICTIONS: Mapping[str, Conditions] = {
         ),
     },
 }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of a prediction, and of each of its conditions."""
+
+    outcome: str  # "holds", "fails", "open" or "short of the protocol"
+    conditions: Mapping[str, Finding]
+
+
 SETTLED = ("seen_accuracy", *MOVING, *FROZEN)  # the columns that the predictions speak of
 
 

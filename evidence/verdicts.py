@@ -1,16 +1,16 @@
 """The verdicts of the protocol, once all blocks are there.
 
-`python -m evidence.verdicts` reads evidence/tables and writes evidence/verdicts.json and two
-figures. If the work has to end before, `--short` writes intervals and no verdicts.
+`python -m evidence.verdicts` reads evidence/tables, writes evidence/verdicts.json and two figures,
+and prints the tables of docs/evidence.md. If the work has to end before, `--short` does so with
+intervals and no verdicts.
 """
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from evidence import drawings
+from evidence import drawings, report
 from evidence.paired import Finding, judge
 from evidence.record import TABLES, Record, read
 from evidence.statements import (
@@ -22,6 +22,7 @@ from evidence.statements import (
     VARIANTS,
     Block,
     History,
+    Prediction,
     settled,
 )
 from stages.support.atomic import replacing, write_json
@@ -32,7 +33,7 @@ OF_ONE_TRAINING = {"variant", "seed", *Variant.model_fields}  # keys of `Record.
 
 
 def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = False) -> None:
-    """Write the verdicts and the figures.
+    """Write the verdicts and the figures, and print the tables.
 
     Raises:
         InputError: a block is missing, or the tables do not belong together.
@@ -43,6 +44,10 @@ def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = 
             f"{len(blocks)} of {len(SEEDS)} blocks, no verdicts: `make evidence` trains the others"
         )
     findings = judge_statements(blocks)
+    predictions = {
+        variant: judge_predictions([block[variant] for block in blocks.values()])
+        for variant in VARIANTS
+    }
     verdicts = {
         "seeds": [*blocks],
         "statements": {
@@ -54,8 +59,8 @@ def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = 
             for name, finding in findings.items()
         },
         "predictions": {
-            variant: judge_predictions([block[variant] for block in blocks.values()])
-            for variant in VARIANTS
+            variant: {name: asdict(prediction) for name, prediction in predicted.items()}
+            for variant, predicted in predictions.items()
         },
     }
     write_json(results / "verdicts.json", verdicts)
@@ -66,6 +71,9 @@ def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = 
     for name, figure in figures.items():
         with replacing(results / f"figures/{name}.png") as temporary:
             figure.savefig(temporary, dpi=100)
+    print(report.of_statements(findings, [*blocks]))
+    print(report.of_predictions(predictions))
+    print(report.of_accuracies([*blocks.values()]), end="")
 
 
 def read_blocks(tables: Path) -> dict[int, Block]:
@@ -114,8 +122,8 @@ def judge_statements(blocks: Mapping[int, Block]) -> dict[str, Finding]:
     }
 
 
-def judge_predictions(histories: Sequence[History]) -> dict[str, Any]:
-    """Return the outcome of each prediction, and its numbers, for the histories of one variant."""
+def judge_predictions(histories: Sequence[History]) -> dict[str, Prediction]:
+    """Return what became of each prediction for the histories of one variant."""
     accuracies = [settled(history) for history in histories]
     result = {}
     for name, conditions in PREDICTIONS.items():
@@ -123,8 +131,7 @@ def judge_predictions(histories: Sequence[History]) -> dict[str, Any]:
             words: judge([number(of_seed) for of_seed in accuracies], ABOVE)
             for words, number in conditions.items()
         }
-        numbers = {words: asdict(finding) for words, finding in findings.items()}
-        result[name] = {"outcome": outcome([*findings.values()]), "conditions": numbers}
+        result[name] = Prediction(outcome([*findings.values()]), findings)
     return result
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import stages.train
 from evidence import record, replicate, statements, verdicts
 from evidence.batch_statistics import batches_now, frozen, moving, watch
 from evidence.paired import detectable, judge, share_above, sign_flip, t_interval
+from evidence.report import of_statements
 from evidence.statements import EPOCHS, PREDICTIONS, SEEDS, STATEMENTS, VARIANTS, Block
 from stages.learning.history import EpochRow
 from stages.learning.inference import Images, load_images
@@ -332,10 +334,12 @@ def written_verdicts(folder: Path, **options: bool) -> Any:
 
 def outcomes(blocks: Mapping[int, Block], variant: str) -> dict[str, str]:
     found = verdicts.judge_predictions([block[variant] for block in blocks.values()])
-    return {name: each["outcome"] for name, each in found.items()}
+    return {name: prediction.outcome for name, prediction in found.items()}
 
 
-def test_what_the_notebook_claims_is_supported(tmp_path: Path) -> None:
+def test_what_the_notebook_claims_is_supported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_tables(tmp_path)
     found = written_verdicts(tmp_path)
     assert found["seeds"] == [*SEEDS]
@@ -347,6 +351,16 @@ def test_what_the_notebook_claims_is_supported(tmp_path: Path) -> None:
     assert found["predictions"]["sigmoid"]["lag"]["outcome"] == "holds"
     for name in ("statements", "statistics"):
         assert (tmp_path / f"figures/{name}.png").stat().st_size > 10_000
+    *_, accuracies = printed = capsys.readouterr().out.split("\n\n")
+    assert len(printed) == 4  # tables
+    beats = "frozen statistics of 19 batches beat moving ones of momentum 0.1"
+    numbers = "supported | 1.50 points | 1.48 to 1.52 | 8 of 8 | 0.0078"
+    assert f"\n| 5 | For sigmoid, {beats} | {numbers} |" in printed[0]
+    assert "\n| 4 learning | Statement 4, from the first epoch above 20 points on |" in printed[1]
+    assert (
+        "\n| sigmoid | holds | fails | fails | fails | 1.50 points | 1.48 to 1.52 |" in printed[2]
+    )
+    assert "\n| sgd | 88.0 | 83.2 | 82.4 | 80.8 | 80.0 | 83.2 | 84.0 | 84.8 | 85.6 |" in accuracies
 
 
 def test_the_opposite_is_contradicted() -> None:
@@ -368,6 +382,7 @@ def test_a_diverged_training_leaves_its_statements_undecided() -> None:
         expected = "undecided" if "sgd" in (statement.a[0], statement.b[0]) else "supported"
         assert found[name].verdict == expected
     assert found["1"].differences[5] is None
+    assert "| undecided; diverged: seed 105 | 10.00 points" in of_statements(found, SEEDS)
     assert outcomes(blocks, "sgd")["lag"] == "open"
     assert outcomes(blocks, "adam")["lag"] == "holds"
 
@@ -463,7 +478,9 @@ def test_the_committed_tables_belong_together_and_come_after_the_protocol() -> N
 
 
 @pytest.mark.skipif(not VERDICTS.exists(), reason="there are no verdicts yet")
-def test_the_committed_verdicts_follow_from_the_tables(tmp_path: Path) -> None:
+def test_the_committed_verdicts_follow_from_the_tables_and_the_page_from_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     committed = json.loads(
         VERDICTS.read_text(encoding="utf-8"), parse_float=lambda text: pytest.approx(float(text))
     )
@@ -471,6 +488,12 @@ def test_the_committed_verdicts_follow_from_the_tables(tmp_path: Path) -> None:
     verdicts.main(CHECKOUT / "evidence/tables", tmp_path, short)
     again = json.loads((tmp_path / "verdicts.json").read_text(encoding="utf-8"))
     assert again == committed
+
+    page = (CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert all(table.strip() in page for table in printed.split("\n\n"))
+    numbers = set(re.findall(r"\d+\.\d+", page.partition("## What an earlier exploration")[0]))
+    assert numbers <= set(re.findall(r"\d+\.\d+", printed))
 
 
 def test_snakemake_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
