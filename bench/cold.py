@@ -1,5 +1,6 @@
 """What a cold run of the pipeline costs beside its epochs and the passes of `evaluate`."""
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -64,5 +65,6 @@ def evaluated_seconds(checkout: Path) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.cold", description=__doc__).parse_args()
     with errors_as_messages():
         main()

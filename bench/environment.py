@@ -1,5 +1,6 @@
 """What the environments cost: seconds to build them from nothing, and gigabytes on disk."""
 
+import argparse
 import shutil
 import tempfile
 import time
@@ -27,5 +28,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.environment", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,7 @@
 """Where the time of a training step goes: every layer by itself, beside the whole step."""
 
+import argparse
+
 import torch
 from torch import nn
 
@@ -82,5 +84,6 @@ def passes(layer: nn.Module, inputs: torch.Tensor, bf16: bool) -> tuple[torch.Te
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.layers", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,6 @@
 """What DVC and the stage `subset` cost beside the training."""
 
+import argparse
 import json
 import os
 import statistics
@@ -109,5 +110,6 @@ def write_stages(folder: Path, stages: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.pipeline", description=__doc__).parse_args()
     with errors_as_messages():
         main()

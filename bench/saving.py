@@ -1,5 +1,6 @@
 """What saving a checkpoint costs a training."""
 
+import argparse
 import statistics
 import tempfile
 from functools import partial
@@ -54,5 +55,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.saving", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,6 @@
 """Paired differences: an exact test, an interval, and the smallest difference that they find."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -118,5 +119,6 @@ def detectable(n: int) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m evidence.paired", description=__doc__).parse_args()
     for seeds in (8, 10):
         print(f"{seeds} seeds: {detectable(seeds):.1f} standard deviations")

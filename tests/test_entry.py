@@ -1,6 +1,7 @@
 """`python -m stages`: what it answers, how it ends, and that no lost terminal ends it."""
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,29 @@ def test_a_wrong_command_line_is_answered(
     assert answer in error
     assert error.splitlines()[-1].startswith("error: " if code == 1 else "python -m stages")
     assert {path.name for path in Path.cwd().iterdir()} <= {"params.yaml", ".locks"}
+
+
+MODULES = [
+    path.relative_to(CHECKOUT).with_suffix("").as_posix().replace("/", ".")
+    for folder in ("tools", "bench", "evidence")
+    for path in sorted((CHECKOUT / folder).glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
+def test_no_other_command_ignores_an_argument(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    for argument, code in (("--help", 0), ("--hlep", 2)):
+        monkeypatch.setattr(sys, "argv", [module, argument])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(module, run_name="__main__")
+        assert stop.value.code == code
+        usage = f"usage: python -m {module.removesuffix('.__main__')} "
+        assert usage in "".join(capsys.readouterr())
 
 
 # Errors.
@@ -221,6 +245,26 @@ with errors_as_messages():
         command = [sys.executable, "-c", terminated]
         done = subprocess.run(command, cwd=CHECKOUT, stderr=full, check=False)
     assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_who_reads_no_further_gets_no_complaint(
+    unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    printing = """
+from stages.support.errors import errors_as_messages
+with errors_as_messages():
+    print("more")
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", printing]
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(
+            command, cwd=CHECKOUT, stdout=pipe, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ DVC refuses to run anything in three cases, and this module mends each:
 `python -m tools.mend`.
 """
 
+import argparse
 import json
 import sys
 from itertools import filterfalse
@@ -104,5 +105,6 @@ def _mend_lock(path: Path, repo: Repo) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.mend", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,6 @@
 """Prepare the page that `dvc plots show` and `dvc plots diff` fill: one that needs no network."""
 
+import argparse
 import subprocess
 from pathlib import Path
 
@@ -25,5 +26,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.page", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,6 @@
 """Print how far each training is: from its checkpoint, which grows, or from its results."""
 
+import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,5 +76,6 @@ def description(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.progress", description=__doc__).parse_args()
     with errors_as_messages():
         main()

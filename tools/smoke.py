@@ -1,5 +1,6 @@
 """Run the real pipeline in small, in a copy of this checkout, to show what a run does."""
 
+import argparse
 import subprocess
 import tempfile
 from pathlib import Path
@@ -64,5 +65,6 @@ def from_anywhere(source: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.smoke", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -1,5 +1,6 @@
 """Make one DVC experiment per variant, named as it: `dvc metrics diff sgd adam` compares two."""
 
+import argparse
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -150,5 +151,6 @@ def require_free_names(variants: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tools.variants", description=__doc__).parse_args()
     with errors_as_messages():
         main()

@@ -73,6 +73,13 @@ def errors_as_messages(advice: str = "") -> Iterator[None]:
                 stream.reconfigure(errors="replace")
     try:
         yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whatever read the output has ended, as `| head` does. At its end, Python would write what
+        # is left, and complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     # These two come from `require_pinned_versions` in stages/learning. An edit there would train
