@@ -54,8 +54,9 @@ plots: .venv/.stamp .dvc/plots/page.html  ## make the page of all charts, dvc_pl
 test: .venv/.stamp-all  ## run the quick tests
 	pytest -n auto --maxprocesses 4 -m 'not slow'
 
-test-all: .venv/.stamp-all  ## run all tests: also kills, full disks, Snakemake, Slurm, Chromium
-	pytest -n auto --maxprocesses 4
+# Four workers even on two processors, since slow tests spend much of their time waiting for Slurm or a lock.
+test-all: test  ## run all tests: also kills, full disks, Snakemake, Slurm, Chromium
+	pytest -n 4 -m slow
 
 lint: .venv/.stamp-all  ## check format, lint, types, and the workflows of GitHub
 	ruff format --check

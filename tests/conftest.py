@@ -153,6 +153,11 @@ class Project:
         return Project(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of Slurm. They share one Slurm, so they run one after the other."""
+    items.sort(key=lambda item: item.path.stem != "test_slurm")
+
+
 def stages_run(output: str) -> list[str]:
     """Return the stages whose commands DVC says it ran."""
     return re.findall(r"Running stage '([^']+)'", output)

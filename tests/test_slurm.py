@@ -28,7 +28,7 @@ import os, time
 fsync = os.fsync
 os.fsync = lambda file: (time.sleep(0.2), fsync(file))[1]
 """
-EPOCHS = 40
+EPOCHS = 25
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(slurm.unavailable()), reason=slurm.unavailable()),
@@ -84,8 +84,9 @@ def test_a_node_dies_and_its_training_goes_on_from_its_checkpoint_on_the_other(
         slurm.wait_until(lambda: jobs(cluster)[SGD]["JobState"] == "PENDING")
         # Slurm would wait two minutes.
         cluster.ask("scontrol", "update", f"JobId={running[SGD]['JobId']}", "StartTime=now")
+        slurm.wait_until(lambda: jobs(cluster)[SGD]["JobState"] != "PENDING")
+        cluster.start_node(died)
         assert command.end() == 0, command.output
-    cluster.start_node(died)
 
     ended = jobs(cluster)
     assert set(ended) == {DATA, SGD, ADAM, RESULTS}
@@ -176,9 +177,10 @@ def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_onc
     cluster.kill(node)
     slurm.wait_until(lambda: state(cluster, job) == "PENDING")
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait minutes.
+    slurm.wait_until(lambda: state(cluster, job) != "PENDING")
+    cluster.start_node(node)
     slurm.wait_until(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
     log = (project.folder / f"pipeline-{job}.log").read_text(encoding="utf-8")
-    cluster.start_node(node)
     assert state(cluster, job) == "COMPLETED", log
     assert UP_TO_DATE in project.run("dvc", "status")
     # The training of the dead node was cancelled in the queue. The other may have ended before.
