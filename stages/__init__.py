@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml, one module each, and three rooms that they share.
+"""The stages of dvc.yaml, one module each, and three folders that they share.
 
 - `learning/` decides numbers. An edit there trains every variant again.
 - `reporting/` decides what is said about the numbers. An edit there runs `compare` again, and

@@ -1,6 +1,7 @@
-"""What must agree between files: dvc.yaml and the imports, the rooms of stages/, what git keeps."""
+"""What must agree between files: dvc.yaml and the imports, links and pages, what git keeps."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from tests.conftest import CHECKOUT, Project
 from tools.copies import copy_checkout
 
 DVC = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))
-ROOMS = ("", "reporting", "learning", "support")  # of stages/: each may import those after it
-FOLDER = "stages/learning"  # which train and evaluate name whole
+FOLDERS = ("", "reporting", "learning", "support")  # of stages/: each may import those after it
+LEARNING = "stages/learning"  # which train and evaluate name whole
 MODULES = sorted((CHECKOUT / "stages").glob("**/*.py"))
 
 
@@ -30,7 +31,7 @@ def imports(module: Path) -> set[Path]:
     return files & set(MODULES)
 
 
-def room(module: Path) -> str:
+def folder_of(module: Path) -> str:
     """Return the folder of stages/ that a module is in; an empty text for a stage."""
     return module.relative_to(CHECKOUT / "stages").parent.as_posix().removeprefix(".")
 
@@ -45,7 +46,7 @@ def recorded(stage: Path) -> set[str]:
     while waiting:
         found |= waiting
         waiting = {other for module in waiting for other in imports(module)} - found
-        waiting = {module for module in waiting if room(module) != "support"}
+        waiting = {module for module in waiting if folder_of(module) != "support"}
     return {module.relative_to(CHECKOUT).as_posix() for module in found}
 
 
@@ -54,20 +55,22 @@ def test_a_stage_depends_on_exactly_the_code_that_it_imports(stage: str) -> None
     listed = [name for name in DVC["stages"][stage]["deps"] if name.startswith("stages/")]
     imported = recorded(CHECKOUT / f"stages/{stage}.py")
     if stage in ("train", "evaluate"):
-        assert {name for name in imported if name.startswith(FOLDER)}
-        imported = {name for name in imported if not name.startswith(FOLDER)} | {FOLDER}
+        assert {name for name in imported if name.startswith(LEARNING)}
+        imported = {name for name in imported if not name.startswith(LEARNING)} | {LEARNING}
     assert sorted(listed) == sorted(imported)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(CHECKOUT).as_posix())
 def test_imports_run_one_way(module: Path) -> None:
     if module.name == "__main__.py":  # which imports a stage by the name on the command line
-        assert {room(other) for other in imports(module)} == {"support"}
+        assert {folder_of(other) for other in imports(module)} == {"support"}
         return
-    own = ROOMS.index(room(module))
+    own = FOLDERS.index(folder_of(module))
     for other in imports(module):
         # Nothing imports a stage, not even another stage.
-        assert ROOMS.index(room(other)) >= max(own, 1), f"imports {other.relative_to(CHECKOUT)}"
+        assert FOLDERS.index(folder_of(other)) >= max(own, 1), (
+            f"imports {other.relative_to(CHECKOUT)}"
+        )
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -77,10 +80,10 @@ def test_no_module_imports_itself_through_others() -> None:
     assert not left
 
 
-def test_a_room_begins_with_its_description_and_nothing_else() -> None:
-    rooms = {module for module in MODULES if module.name == "__init__.py"}
-    assert {room(module) for module in rooms} == set(ROOMS)
-    for module in rooms:
+def test_a_folder_begins_with_its_description_and_nothing_else() -> None:
+    inits = {module for module in MODULES if module.name == "__init__.py"}
+    assert {folder_of(module) for module in inits} == set(FOLDERS)
+    for module in inits:
         (only,) = ast.parse(module.read_text(encoding="utf-8")).body
         assert isinstance(only, ast.Expr)
         assert isinstance(only.value, ast.Constant) and isinstance(only.value.value, str)
@@ -180,3 +183,20 @@ def test_data_and_models_are_there_in_a_fresh_clone() -> None:
         ["git", "ls-files", "data", "models"], cwd=CHECKOUT, text=True
     )
     assert tracked.split() == ["data/.gitignore", "models/.gitignore"]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a link may name after a # in a page, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")], ids=lambda path: path.name
+)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
