@@ -1,4 +1,4 @@
-# Every target builds what it needs, the environment included. `make` alone lists them.
+# Every target builds the environment that it needs. `make` alone lists them.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -81,7 +81,7 @@ evidence: .venv/.stamp-all  ## train what evidence/ lacks of its protocol, two a
 		--rerun-incomplete --rerun-triggers mtime
 
 bench: .venv/.stamp-all  ## time the training beside other ways to do it (an hour; bench-short: minutes)
-	python -m bench --road --memory --images 1500
+	python -m bench --road --memory --images 1500 --write
 
 bench-short: .venv/.stamp-all
 	python -m bench --images 256

@@ -11,6 +11,7 @@ from dvc.repo import Repo
 sys.path.insert(0, workflow.basedir)
 from stages.support.atomic import write_json
 from stages.support.errors import InputError
+from stages.support.params import load_params
 from tools.mend import mend
 
 # What each stage needs. A job on a cluster, which is a Snakemake of its own, finds it written by
@@ -23,6 +24,8 @@ try:
         # Also for a job that a scheduler starts again after its node has died.
         mend(repo)
         if workflow.is_main_process:
+            if Path("params.yaml").exists():
+                load_params()  # DVC removes a stage's outputs before the stage can refuse them.
             graph = repo.index.graph
             needs = {stage.addressing: [need.addressing for need in graph[stage]] for stage in graph}
             write_json(NEEDS_FILE, needs)
@@ -56,8 +59,8 @@ for group in dict.fromkeys(stage.partition("@")[0] for stage in NEEDS):
             stage=f"{group}(@.+)?",
         log:
             ".snakemake/stages/{stage}.log",
-        # Lines of stages that run side by side carry their names; who writes them outlives Ctrl-C, so
-        # that a stage can say where it stopped.
+        # Each line begins with its stage's name, since stages run side by side. What writes the lines
+        # ignores Ctrl-C, so that a stage's last line, where it stopped, still comes through.
         shell:
             "dvc --wait-for-lock repro --single-item {wildcards.stage:q} 2>&1 | "
             "(trap '' INT TERM; sed -u '/^$/d; s|^|{wildcards.stage}: |' | tee {log})"

@@ -1,7 +1,6 @@
 """Time the training beside other ways to do the same."""
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from bench.contenders import DEVICE
 from bench.report import draw, tables
 from bench.workers import load_images
 from stages.support import machine
+from stages.support.atomic import write_json
 from stages.support.errors import errors_as_messages
 
 
 def main() -> None:
-    """Measure, print, and write bench/results.json and a bar chart."""
+    """Measure and print; on request, write bench/results.json and its chart."""
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     parser.add_argument(
         "--images",
@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--road", action="store_true", help="measure every step to the pipeline")
     parser.add_argument(
         "--memory", action="store_true", help=f"measure memory with {epoch.IMAGES} images, too"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="bench/results.json and its chart, which the docs show"
     )
     options = parser.parse_args()
     images, rounds = options.images, options.rounds
@@ -55,10 +58,9 @@ def main() -> None:
     if options.memory:
         results["whole_epoch_memory_bytes"] = epoch.whole_epoch_memory([*results["contenders"]])
     print(tables(results))
-    folder = Path("bench")
-    folder.mkdir(exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(results).savefig(folder / "results.png", dpi=150)
+    if options.write:
+        write_json(Path("bench/results.json"), results)
+        draw(results).savefig("bench/results.png", dpi=150)
 
 
 if __name__ == "__main__":

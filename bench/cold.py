@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.pipeline import seconds
+from bench.pipeline import RAW, seconds
 from stages.evaluate import BATCH
 from stages.learning.device import set_up_device
 from stages.learning.inference import load_images, predict, predict_with_batch_statistics
@@ -16,7 +16,6 @@ from stages.support.tables import read_table
 from tools.copies import copy_checkout, plain_params, write_params
 from tools.table import Timing
 
-RAW = Path("data/raw")
 EPOCHS = 2  # The rest of a run does not depend on their number.
 
 

@@ -20,6 +20,7 @@ import torch
 
 from stages.learning.history import EpochRow
 from stages.support import machine
+from stages.support.checkpoints import CHECKPOINTS
 from stages.support.digests import short_sha256
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.tables import read_table
@@ -28,7 +29,6 @@ from tools.table import Timing
 
 VARIANTS = ("sgd", "sigmoid")
 PRECISIONS = ("bf16", "fp32")
-CHECKPOINTS = ".checkpoints"
 NEVER, ALWAYS = "1e9", "0"  # costs between two saves
 
 
@@ -77,6 +77,8 @@ def prepare(folder: Path, device: str) -> None:
     pins = re.sub(r'"torch==[^"]+"', f'"torch=={installed}"', pins)
     (folder / "pyproject.toml").write_text(pins, encoding="utf-8")
     params = plain_params(Path())
+    if params["train"]["epochs"] < 2:
+        raise InputError("params.yaml: train.epochs: 2 or more, since the first epoch is not timed")
     params["train"]["device"] = device
     write_params(folder, params)
 

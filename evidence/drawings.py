@@ -10,7 +10,7 @@ from evidence.paired import Finding
 from evidence.statements import FROZEN, MOVING, STATEMENTS, VARIANTS, Block, settled
 from stages.reporting.figures import PALETTE, WIDTH
 
-ALL = 94  # batches of an epoch
+BATCHES_OF_AN_EPOCH = 94
 
 
 def statements(findings: Mapping[str, Finding]) -> Figure:
@@ -47,7 +47,7 @@ def statistics(blocks: Sequence[Block]) -> Figure:
         accuracies = [settled(block[variant]) for block in blocks]
         # So many batches have a plain mean that is as noisy as an exponential average.
         as_noisy_as = {column: 2 / momentum - 1 for column, momentum in MOVING.items()}
-        of_frozen = {column: count or ALL for column, count in FROZEN.items()}
+        of_frozen = {column: count or BATCHES_OF_AN_EPOCH for column, count in FROZEN.items()}
         for columns, label, colour, marker in (
             (as_noisy_as, "moving statistics", PALETTE[1], "s"),
             (of_frozen, "frozen statistics", PALETTE[0], "o"),

@@ -17,6 +17,10 @@ from stages.support.tables import read_record, read_table, write_table
 
 CHECKOUT = Path(__file__).parents[1]
 TABLES = Path("evidence/tables")
+REMEDY = (
+    "`git checkout evidence/tables` restores what is committed; if it is not, remove the table and "
+    "its record, and `make evidence` trains again"
+)
 # What decides a table, and so has to be as the commit has it.
 CODE = ("stages", "evidence/*.py", "params.yaml", "pyproject.toml")
 
@@ -49,14 +53,18 @@ def clean_commit() -> str:
     Raises:
         InputError: the code differs from the commit, or there is no git repository.
     """
-    if changed := git("status", "--porcelain", "--", *CODE):
+    if changed := checkout_git("status", "--porcelain", "--", *CODE):
         names = ", ".join(line[3:] for line in changed.splitlines())
         raise InputError(f"{names}: not as committed; commit it, or undo the change")
-    return git("rev-parse", "HEAD").strip()
+    return checkout_git("rev-parse", "HEAD").strip()
 
 
-def git(*arguments: str) -> str:
-    """Return what git prints about the checkout."""
+def checkout_git(*arguments: str) -> str:
+    """Return what git prints about the checkout, as it is.
+
+    Raises:
+        InputError: git failed.
+    """
     command = ["git", "-C", str(CHECKOUT), *arguments]
     done = subprocess.run(
         command,
@@ -85,7 +93,10 @@ def read(table: Path) -> tuple[Record, list[EpochRow]] | None:
     """
     if not (table.exists() and table.with_suffix(".json").exists()):
         return None
-    record = read_record(table.with_suffix(".json"), Record)
+    try:
+        record = read_record(table.with_suffix(".json"), Record)
+    except InputError as error:
+        raise InputError(f"{str(error).partition(';')[0]}; {REMEDY}") from None
     if record.table != short_sha256(table):
-        raise InputError(f"{table} is not the table that its record describes")
+        raise InputError(f"{table} is not the table that its record describes; {REMEDY}")
     return record, read_table(table, EpochRow)

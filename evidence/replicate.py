@@ -14,7 +14,7 @@ import torch
 
 from evidence.batch_statistics import accuracy, batches_now, frozen, moving, watch
 from evidence.record import TABLES, Record, clean_commit, learning_digest, write
-from evidence.statements import FROZEN, MOVING
+from evidence.statements import EPOCHS, FROZEN, MOVING
 from stages.learning.device import set_up_device
 from stages.learning.inference import Images, load_images
 from stages.learning.loop import make_optimizer, set_seed, train
@@ -121,4 +121,6 @@ if __name__ == "__main__":
     parser.add_argument("seed", type=int)
     options = parser.parse_args()
     with errors_as_messages():
+        if (found := load_params().train.epochs) != EPOCHS:
+            raise InputError(f"params.yaml: train.epochs: {found}: the protocol has {EPOCHS}")
         main(options.variant, options.seed)

@@ -79,7 +79,7 @@ def main(
         print(
             f"{name}: test accuracy {summary.accuracy:.4f} ± {doubt.accuracy_plus_minus:.4f}, "
             f"best {summary.best:.4f} ± {doubt.best_plus_minus:.4f} "
-            f"in epoch {summary.best_epoch:.3g}",
+            f"in epoch {round(summary.best_epoch, 1):g}",
             flush=True,
         )
     if old := outdated(params.variants, summaries):

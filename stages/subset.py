@@ -89,7 +89,10 @@ def choose(
         InputError: a class has fewer images than asked for, or none.
     """
     if len(images) != len(labels):
-        raise InputError(f"{name}: {len(images)} images but {len(labels)} labels")
+        raise InputError(
+            f"{name}: {len(images)} images but {len(labels)} labels: make the files anew, take the "
+            "sha256 of the data set out of params.yaml, then `dvc repro`"
+        )
     of_class = {digit: np.flatnonzero(labels == digit) for digit in classes}
     scarcest = min(classes, key=lambda digit: len(of_class[digit]))
     available = len(of_class[scarcest])

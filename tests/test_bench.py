@@ -24,8 +24,7 @@ from stages.learning.network import layers_with_weights, vgg
 from stages.learning.split import SPLITS, Split, save_split
 from stages.support.errors import InputError
 from stages.support.params import CLASSES, Architecture
-from tests.conftest import CHECKOUT, Project
-from tools.copies import TINY
+from tests.conftest import CHECKOUT, TINY, Project
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # in DVC's own code
 
@@ -149,7 +148,7 @@ def test_the_committed_results_are_told_and_drawn() -> None:
 @pytest.mark.slow
 def test_all_is_measured_tabulated_and_drawn(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    arguments = [sys.executable, "-m", "bench", "--images", "20", "--rounds", "1"]
+    arguments = [sys.executable, "-m", "bench", "--images", "20", "--rounds", "1", "--write"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads((small / "bench/results.json").read_text(encoding="utf-8"))

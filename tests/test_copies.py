@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from stages.support.errors import InputError
-from stages.support.git import environment_without_git_variables
+from stages.support.git import environment_without_git_variables, git
 from tests.conftest import CHECKOUT, Project
 from tools import smoke
-from tools.copies import copy_checkout, plain_params
+from tools.copies import commit_all, copy_checkout, plain_params
 
 # A dvc that does at once the harm which the real one can do, in whichever repository git shows it,
 # and then fails to run the pipeline.
@@ -144,6 +144,22 @@ def test_smoke_takes_small_data_of_ones_own_from_a_relative_folder(
     with pytest.raises(InputError, match=r"params\.yaml: data\.per_class: 'some': must be"):
         smoke.main()
     assert [*tmp_path.glob("smoke-*")] == [copy]
+
+
+def test_a_copy_is_committed_without_the_users_hooks_and_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks/pre-commit").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "hooks/pre-commit").chmod(0o755)
+    settings = f"[commit]\n\tgpgsign = true\n[core]\n\thooksPath = {tmp_path}/hooks\n"
+    (tmp_path / "gitconfig").write_text(settings, encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_checkout(CHECKOUT, copy)
+    commit_all(copy)
+    assert git("-C", str(copy), "status", "--porcelain") == ""
 
 
 @pytest.mark.slow

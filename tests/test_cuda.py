@@ -8,7 +8,7 @@ from stages.learning.inference import Images, predict
 from stages.learning.loop import make_optimizer, set_seed, train
 from stages.learning.weights import untrained
 from stages.support.params import Precision, Variant, load_params
-from tools.copies import TINY
+from tests.conftest import TINY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 SGD = Variant(activation="relu", dropout=0.5, optimizer="sgd", lr=0.01, momentum=0.9)

@@ -4,8 +4,11 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -166,9 +169,9 @@ def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # A hook has these set. They must not matter.
     monkeypatch.setenv("GIT_DIR", str(folder / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(folder / "elsewhere/index"))
-    record.git("init", "--quiet")
-    record.git("add", "stages", "params.yaml")
-    record.git("commit", "--quiet", "--message", "code")
+    record.checkout_git("init", "--quiet")
+    record.checkout_git("add", "stages", "params.yaml")
+    record.checkout_git("commit", "--quiet", "--message", "code")
     return folder
 
 
@@ -180,14 +183,17 @@ def test_a_table_names_its_origin_and_belongs_to_its_record(checkout: Path) -> N
     assert read is not None
     origin, rows = read
     assert [row.epoch for row in rows] == [1, 2, 3]
-    assert origin.commit == record.git("rev-parse", "HEAD").strip()
+    assert origin.commit == record.checkout_git("rev-parse", "HEAD").strip()
     assert origin.learning == record.learning_digest()
     named = {"variant": "adam", "seed": SEED, "precision": "fp32", "epochs": 3}
     assert {key: origin.training[key] for key in named} == named
     assert origin.ran_on["threads"] == 1
     with table.open("a", encoding="utf-8") as file:
         file.write("4" + ",0.5" * 20 + "\n")
-    with pytest.raises(InputError, match="adam-100"):
+    with pytest.raises(InputError, match=r"adam-100.*; `git checkout evidence/tables` restores"):
+        record.read(table)
+    table.with_suffix(".json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"adam-100.*; `git checkout evidence/tables` restores"):
         record.read(table)
 
 
@@ -198,7 +204,7 @@ def test_code_that_is_not_committed_trains_nothing(checkout: Path) -> None:
     assert record.learning_digest() != before
     with pytest.raises(InputError, match=r"stages/learning/loop.py: not as committed"):
         replicate.main("adam", SEED, checkout / "subset", checkout / "tables", test_images=5)
-    record.git("checkout", "--", "stages")
+    record.checkout_git("checkout", "--", "stages")
     (checkout / "stages/learning/new.py").touch()
     with pytest.raises(InputError, match=r"stages/learning/new.py: not as committed"):
         record.clean_commit()
@@ -214,6 +220,15 @@ def test_wrong_threads_a_missing_subset_and_an_unknown_variant_are_told(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(InputError, match="one thread a training, not 2: set OMP_NUM_THREADS=1"):
         replicate.main("adam", SEED, folder / "subset")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
+def test_other_epochs_than_the_protocols_train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(sys, "argv", ["replicate", "adam", str(SEED)])
+    with pytest.raises(SystemExit, match=r"train\.epochs: 3: the protocol has 10"):
+        runpy.run_module("evidence.replicate", run_name="__main__")
 
 
 # What differences say.
@@ -468,13 +483,13 @@ VERDICTS = CHECKOUT / "evidence/verdicts.json"
 @pytest.mark.skipif(not COMMITTED, reason="no replicate is committed yet")
 def test_the_committed_tables_belong_together_and_come_after_the_protocol() -> None:
     assert {*verdicts.read_blocks(CHECKOUT / "evidence/tables")} <= {*SEEDS}
-    if record.git("rev-parse", "--is-shallow-repository").strip() == "true":
+    if record.checkout_git("rev-parse", "--is-shallow-repository").strip() == "true":
         pytest.skip("a shallow clone lacks the commits")
-    protocol = record.git("log", "-1", "--format=%H", "--", "evidence/protocol.md").strip()
+    protocol = record.checkout_git("log", "-1", "--format=%H", "--", "evidence/protocol.md").strip()
     for path in COMMITTED:
         read = record.read(path)
         assert read is not None, f"{path} has no record"
-        record.git("merge-base", "--is-ancestor", protocol, read[0].commit)
+        record.checkout_git("merge-base", "--is-ancestor", protocol, read[0].commit)
 
 
 @pytest.mark.skipif(not VERDICTS.exists(), reason="there are no verdicts yet")

@@ -95,12 +95,15 @@ def test_a_cut_between_two_stages_of_the_lock_costs_no_training_either(project: 
         assert project.lock() == recorded
 
 
-def test_wrong_parameters_stop_make_repro_before_dvc_removes_a_result(project: Project) -> None:
+@pytest.mark.parametrize("command", [MAKE_REPRO, SNAKEMAKE])
+def test_wrong_parameters_are_told_before_dvc_removes_a_result(
+    project: Project, command: tuple[str, ...]
+) -> None:
     before = project.digests()
     with project.params() as params:
         params["variants"][7] = params["variants"]["adam"]
         params["epochs"] = 20
-    printed = project.run(*MAKE_REPRO, fails=True)
+    printed = project.run(*command, fails=True)
     assert "params.yaml: unknown key epochs (20)" in printed
     assert project.digests() == before
 

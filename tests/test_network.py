@@ -29,7 +29,7 @@ from stages.support.params import (
     Scale,
     Variant,
 )
-from tools.copies import TINY
+from tests.conftest import TINY
 
 ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)
 SIDE = 32  # pixels of a side of the images here

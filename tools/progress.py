@@ -45,6 +45,7 @@ def test_accuracies(variant: str, seed: int, training: Mapping[str, object]) -> 
     """
     growing: list[float] = []
     finished: list[float] = []
+    # As `checkpoint_path` says, whose module would import torch.
     saved = description(Path(f".checkpoints/{variant}/{seed}.safetensors"))
     if saved and is_of(training, saved.get("fingerprint", {})):
         growing = [row["test_accuracy"] for row in saved["rows"]]

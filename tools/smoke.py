@@ -46,7 +46,10 @@ def main() -> None:
         if subprocess.run(
             command, cwd=copy, check=False, env=environment_without_git_variables()
         ).returncode:
-            raise InputError(f"{' '.join(command)} failed in {copy}; see above")
+            few = f": if a class has fewer than {PER_CLASS} images, name a number in data.per_class"
+            raise InputError(
+                f"{' '.join(command)} failed in {copy}; see above{few if wanted == 'all' else ''}"
+            )
     commit_all(copy)
 
     images = per_class * len(params["data"]["classes"])

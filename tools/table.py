@@ -55,7 +55,7 @@ def print_table() -> None:
         timings = [
             row
             for seed in params.seeds
-            if (path := Path(f"metrics/timing/{variant}/{seed}.csv")).exists()  # or in DVC's cache
+            if (path := Path(f"metrics/timing/{variant}/{seed}.csv")).exists()  # not in a new clone
             for row in read_table(path, Timing)
         ]
         places |= {describe(row.__pydantic_extra__) for row in timings}
@@ -96,10 +96,11 @@ def row_starts() -> Iterator[tuple[str, str]]:
                 f"the results of {variant} have {doubt.epochs} epochs and {doubt.seeds} "
                 f"seed{'s' * (doubt.seeds > 1)}; params.yaml asks for others: `dvc repro` first"
             )
+        epoch = round(summary.best_epoch, 1)  # a mean over the seeds
         cells = (
             variant,
             f"{summary.accuracy:.4f} ± {doubt.accuracy_plus_minus:.4f}",
-            f"{summary.best:.4f} ± {doubt.best_plus_minus:.4f} (epoch {summary.best_epoch:.3g})",
+            f"{summary.best:.4f} ± {doubt.best_plus_minus:.4f} (epoch {epoch:g})",
             f"{doubt.batch_statistics:.4f} ± {doubt.batch_statistics_plus_minus:.4f}",
             f"{summary.train:.4f}",
             "" if summary.falls is None else f"{summary.falls:.4f}",

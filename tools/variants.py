@@ -3,15 +3,18 @@
 import argparse
 import subprocess
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from stages.support.errors import InputError, errors_as_messages
-from stages.support.git import experiments, git
+from stages.support.git import (
+    MESSAGE_OF_VARIANTS,
+    environment_without_git_variables,
+    experiments,
+    git,
+    is_of_variants,
+)
 from stages.support.params import load_params
-
-# The commit message of this tool's experiments. Any other experiment is the user's own, and so is
-# one that the user has renamed.
-MESSAGE = "make variants: {}"
 
 # What git keeps of work that is not finished. A checkout, as DVC makes one, drops it.
 UNDER_WAY = {
@@ -33,17 +36,20 @@ def main() -> None:
     existing = experiments()
     replaced = {ref: name for ref, name in existing.items() if name in variants}
     for reference, name in replaced.items():
-        if not is_ours(reference, name):
+        if not is_of_variants(reference, name):
             raise InputError(
                 f"the experiment {name} ({reference}) is not one of this tool: "
-                f"`dvc exp rename {name} OTHER` keeps it under another name, "
-                f"`dvc exp remove {name}` removes it"
+                f"`dvc exp rename {reference} OTHER` keeps it under another name, "
+                f"`dvc exp remove {reference}` removes it"
             )
     dropped = {
-        ref: name for ref, name in existing.items() if name not in variants and is_ours(ref, name)
+        reference: name
+        for reference, name in existing.items()
+        if name not in variants and is_of_variants(reference, name)
     }
+    run = partial(subprocess.run, env=environment_without_git_variables(), text=True)
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
-    asked = subprocess.run(dry, capture_output=True, text=True, check=False)
+    asked = run(dry, capture_output=True)
     if asked.returncode:
         raise InputError(f"`{' '.join(dry)}` failed:\n{asked.stderr.strip()}")
     if "Running stage" in asked.stdout:
@@ -53,25 +59,20 @@ def main() -> None:
         )
     # An experiment of this name from another commit would make the name ambiguous, or be shown.
     for reference in replaced | dropped:
-        subprocess.run(["git", "update-ref", "-d", reference], check=True)
+        run(["git", "update-ref", "-d", reference], check=True)
     for name in dropped.values():
         print(f"removed the experiment {name}: params.yaml has no such variant any more")
     for variant in variants:
         # --temp leaves the work tree alone; without --single-item, --force would train again.
         command = ["dvc", "exp", "run", "--temp", "--force", "--single-item", "--name", variant]
         # Quoted, since DVC would read a name such as 1e3 as a number.
-        command += ["--set-param", f"variant='{variant}'", "--message", MESSAGE.format(variant)]
-        command.append("select")
-        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+        command += ["--set-param", f"variant='{variant}'"]
+        command += ["--message", MESSAGE_OF_VARIANTS.format(variant), "select"]
+        if run(command, stdin=subprocess.DEVNULL).returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
     if missing := set(variants) - set(experiments().values()):
         raise InputError(f"dvc made no experiment {', '.join(sorted(missing))}, and gave no reason")
     print(f"dvc metrics diff, plots diff and params diff now take any two of {', '.join(variants)}")
-
-
-def is_ours(reference: str, name: str) -> bool:
-    """Tell whether this tool made an experiment, and gave it its name."""
-    return git("log", "-1", "--format=%s", reference) == MESSAGE.format(name)
 
 
 def require_a_usable_repository() -> None:

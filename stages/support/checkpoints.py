@@ -21,6 +21,7 @@ from stages.support.errors import (
     signal_is_pending,
     stop_postponing_signals,
 )
+from stages.support.git import checkouts_above
 from stages.support.tensors import Arrays, read_tensors, write_tensors
 
 CHECKPOINTS = Path(".checkpoints")  # not an output: DVC removes a stage's outputs before it runs
@@ -168,14 +169,13 @@ def resume(
         network: its weights and statistics are replaced, if a checkpoint fits.
         optimizer: the network's; its state is replaced, if a checkpoint fits.
     """
-    checkouts = [folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"]
-    for candidate in [path, *(folder / path for folder in checkouts)]:
+    for candidate in [path, *(checkout / path for checkout in checkouts_above())]:
         if not candidate.exists():
             continue
         try:
             tensors, progress = _load(candidate, fingerprint, epochs)
         except InputError as error:
-            print(error, flush=True)
+            print(str(error).partition(";")[0], flush=True)  # The remedy is for results.
             continue
         _restore(tensors, network, optimizer)
         print(f"{candidate}: goes on after epoch {len(progress.rows)}", flush=True)

@@ -35,13 +35,12 @@ def code_at_start() -> dict[str, str]:
 
 
 def edited_code() -> list[str]:
-    """Return the modules that were edited or removed since this process imported them."""
+    """Return the imported modules that were edited or removed since `code_at_start` was called."""
     # A list first: an import in another thread would change the dictionary during the loop.
     loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    paths = {name: STAGES.parent / name for name in code_at_start()}
     return [
         name
         for name, digest in code_at_start().items()
-        if str(paths[name]) in loaded
-        and not (paths[name].is_file() and short_sha256(paths[name]) == digest)
+        if str(path := STAGES.parent / name) in loaded
+        and not (path.is_file() and short_sha256(path) == digest)
     ]

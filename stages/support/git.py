@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+# The commit message of the experiments of `make variants`, with the name of the variant. Any other
+# experiment is the user's own, and so is one that the user has renamed.
+MESSAGE_OF_VARIANTS = "make variants: {}"
+
 
 def experiments() -> dict[str, str]:
     """Return the git references of DVC's experiments, and the name of each.
@@ -16,13 +20,18 @@ def experiments() -> dict[str, str]:
     return {ref: ref.rpartition("/")[2] for ref in listed if ref.count("/") == 4}
 
 
+def is_of_variants(reference: str, name: str) -> bool:
+    """Tell whether `make variants` made the experiment of this reference, and gave it its name."""
+    return git("log", "-1", "--format=%s", reference) == MESSAGE_OF_VARIANTS.format(name)
+
+
 def outdated(names: Iterable[str], summaries: Path) -> list[str]:
-    """Return which of these experiments hold other metrics than the summaries now have.
+    """Return which experiments of `make variants` hold other metrics than the summaries now have.
 
     DVC resolves a name to an experiment without asking how old it is, so `dvc metrics diff` would
     show old numbers. In a copy that `dvc exp run --temp` works in, nothing is outdated.
     """
-    if any(folder.name == ".dvc" for folder in Path.cwd().parents):
+    if checkouts_above():
         return []
     wanted = set(names)
     return sorted(
@@ -30,10 +39,16 @@ def outdated(names: Iterable[str], summaries: Path) -> list[str]:
             name
             for reference, name in experiments().items()
             if name in wanted
+            and is_of_variants(reference, name)
             and git("show", f"{reference}:./metrics/selected.json")
             != (summaries / f"{name}.json").read_text(encoding="utf-8").strip()
         }
     )
+
+
+def checkouts_above() -> list[Path]:
+    """Return the checkouts that this folder is a copy of: `dvc exp run --temp` copies into .dvc."""
+    return [folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"]
 
 
 def git(*arguments: str) -> str:

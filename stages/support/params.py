@@ -297,7 +297,8 @@ def _line(path: Path, error: Any) -> str:
     if error["type"] == "value_error":  # of our own checks
         message = str(error["ctx"]["error"])
     elif error["type"] == "string_type":
-        message = "must be text: put it in quotes"
+        quotable = isinstance(error["input"], bool | int | float)
+        message = f"must be text{': put it in quotes' * quotable}"
     else:
         message = error["msg"].replace("Input should", "must")
     return ": ".join(part for part in (str(path), key, value, f"{message:.500}") if part)

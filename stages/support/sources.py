@@ -72,7 +72,7 @@ def fetch(
                     contents, dataset.sha256, checked_by_md5=text.startswith("torchvision:")
                 )
             except FAILURES as error:
-                failures.append(f"{name}: {error or type(error).__name__}")
+                failures.append(f"{name}: {str(error) or type(error).__name__}")
                 print(failures[-1].partition("\n")[0], flush=True)
             else:
                 return name, contents
