@@ -36,7 +36,7 @@ from stages.support.params import load_params
 from stages.support.tables import write_table
 from stages.support.tensors import read_tensors, write_tensors
 from tests.commands import started
-from tests.conftest import CHECKOUT, TINY, Project
+from tests.conftest import CHECKOUT, Project
 from tools.copies import plain_params, write_params
 
 ANEW = "starts with epoch 1\n"
@@ -216,24 +216,6 @@ def test_a_checkpoint_knows_all_that_decides_its_training(
     }
 
 
-@pytest.mark.parametrize(
-    ("key", "new", "change"),
-    [
-        ("variants.plain.lr", 0.02, "lr was 0.01, is 0.02"),
-        ("train.batch_size", 5, "batch_size was 4, is 5"),
-        ("train.precision", "bf16", "precision was fp32, is bf16"),
-        ("network.widths", [8, "M"], f"widths was {TINY['widths']}, is [8, 'M']"),
-    ],
-)
-def test_a_changed_parameter_is_named_and_starts_anew(
-    key: str, new: object, change: str, new_place: NewPlace, scratch: Scratch
-) -> None:
-    place = new_place(1)
-    place.take(scratch("plain", 1), "plain")
-    place.set(key, new)
-    assert f"0.safetensors is of another training: {change}\n{ANEW}" in place.train("plain")
-
-
 def flip(content: bytes, offset: int, bit: int) -> bytes:
     """Return the bytes with a bit of one of them flipped."""
     return content[:offset] + bytes([content[offset] ^ 1 << bit]) + content[offset + 1 :]
@@ -331,15 +313,6 @@ def test_a_checkpoint_that_cannot_be_read_may_be_fine_and_is_named_and_left(
     with pytest.raises(OSError, match=r"'\.checkpoints/plain/0\.safetensors'"):
         place.train("plain")
     assert path.is_socket()
-
-
-def test_a_damaged_subset_stops_the_training(new_place: NewPlace) -> None:
-    place = new_place(1)
-    path = place.folder / "data/subset/test.safetensors"
-    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2, 3))
-    with pytest.raises(InputError, match=r"^data/subset/test\.safetensors: damaged, .*`dvc repro`"):
-        place.train("plain")
-    assert not (place.folder / "models").exists()
 
 
 # Parameters that change meanwhile.

@@ -289,10 +289,9 @@ def test_a_training_outlives_its_terminal(untrained: Project, finished: Project)
         os.close(its)
         seen = b""
         while b"parameters" not in seen:
-            seen += os.read(ours, 1000)
+            seen += os.read(ours, 1)
         os.close(ours)
         assert process.wait() == 0
-    assert b"Epoch [2/" not in seen
     assert untrained.digests() == finished.digests()
 
 

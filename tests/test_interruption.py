@@ -278,7 +278,6 @@ def test_a_stage_waits_for_another_of_its_kind(project: Project) -> None:
         ("select", "select.py"),
         ("select", "reporting/tables.py"),
         ("subset", "learning/idx.py"),
-        pytest.param("train@sgd-0", "learning/kernels.py", marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_whose_code_was_edited_meanwhile_fails(
@@ -535,9 +534,8 @@ def test_one_damaged_byte_in_a_model_is_found_and_mended(project: Project) -> No
     content[-1] ^= 1
     weights.unlink()  # it may be a link
     weights.write_bytes(content)
-    repro = ("dvc", "repro", "--single-item", "--force", "evaluate@adam")
-    output = project.run(*repro, fails=True)
-    assert "\nerror: models/adam/0.safetensors: damaged, its digest is another" in output
+    with pytest.raises(InputError, match=r"^models/adam/0\.safetensors: damaged, its digest is"):
+        project.stage_again("evaluate@adam")
     assert "train@adam-0" not in project.repro()
     assert project.digests() == before
 

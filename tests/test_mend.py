@@ -23,8 +23,10 @@ def assert_nothing_trains(project: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [MEND, SNAKEMAKE, MAKE_REPRO])
-@pytest.mark.parametrize(("kept", "hardlink"), [(0, "false"), (1, "true"), (-1, "false")])
+@pytest.mark.parametrize(
+    ("command", "kept", "hardlink"),
+    [(MEND, 0, "false"), (MEND, 1, "true"), (SNAKEMAKE, -1, "false"), (MAKE_REPRO, 0, "false")],
+)
 def test_a_table_that_a_kill_cut_short_is_removed(
     project: Project, command: tuple[str, ...], kept: int, hardlink: str
 ) -> None:
@@ -64,8 +66,7 @@ def test_whole_files_stay(project: Project, content: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [0, 9, -7])
-@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize(("kept", "committed"), [(0, True), (9, False), (-7, True)])
 def test_a_lock_that_a_kill_cut_short_costs_no_training(
     project: Project, kept: int, committed: bool
 ) -> None:
@@ -88,11 +89,10 @@ def test_a_cut_between_two_stages_of_the_lock_costs_no_training_either(project: 
     before, recorded = project.digests(), project.lock()
     lock = project.folder / "dvc.lock"
     lines = lock.read_text(encoding="utf-8").splitlines(keepends=True)
-    for part in (1, len(lines) // 3, len(lines) - 5):  # DVC can read all of these.
-        lock.write_text("".join(lines[:part]), encoding="utf-8")
-        assert_nothing_trains(project)
-        assert project.digests() == before
-        assert project.lock() == recorded
+    lock.write_text("".join(lines[: len(lines) // 3]), encoding="utf-8")  # which DVC can read
+    assert_nothing_trains(project)
+    assert project.digests() == before
+    assert project.lock() == recorded
 
 
 @pytest.mark.parametrize("command", [MAKE_REPRO, SNAKEMAKE])

@@ -22,13 +22,23 @@ SNAKEMAKE = ("snakemake", "--profile", "profiles/slurm", *OPTIONS)
 SGD, ADAM = "train@sgd-0", "train@adam-0"
 # The stages of seconds share two jobs, which Slurm's comments name so.
 DATA, RESULTS = "rule_data_download_subset", "rule_results_compare_evaluate_promote_select"
-# Where a checkpoint takes its time, a training of a tiny network can be met at work.
-SLOW_DISK = """
-import os, time
-fsync = os.fsync
-os.fsync = lambda file: (time.sleep(0.2), fsync(file))[1]
+# A training of a tiny network can be met at work if its third checkpoint waits for a file to go.
+GATE = """
+import os, sys, time
+
+fsync, calls = os.fsync, 0
+
+def when_open(file):
+    global calls
+    calls += 1
+    while calls > 4 and os.path.exists({gate!r}):  # two calls for each checkpoint
+        time.sleep(0.1)
+    fsync(file)
+
+if sys.orig_argv[1:4] == ["-m", "stages", "train"]:
+    os.fsync = when_open
 """
-EPOCHS = 25
+EPOCHS = 6
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(slurm.unavailable()), reason=slurm.unavailable()),
@@ -44,12 +54,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
 
 
 @pytest.fixture
-def slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Let Python's processes write slowly to the disk, those of Slurm's jobs too."""
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "slow/sitecustomize.py").write_text(SLOW_DISK, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
-    return monkeypatch
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file that must go before any training saves its third epoch."""
+    (tmp_path / "gate").touch()
+    text = GATE.format(gate=str(tmp_path / "gate"))
+    (tmp_path / "sitecustomize.py").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "gate"
 
 
 def jobs(cluster: slurm.Cluster, state: str = "all") -> dict[str, dict[str, str]]:
@@ -69,7 +80,10 @@ def has_saved(command: Command, project: Project, variant: str) -> bool:
 
 
 def test_a_node_dies_and_its_training_goes_on_from_its_checkpoint_on_the_other(
-    cluster: slurm.Cluster, new_project: Callable[[], Project], slow_disk: pytest.MonkeyPatch
+    cluster: slurm.Cluster,
+    new_project: Callable[[], Project],
+    gate: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     project = new_project()
     with project.params() as params:
@@ -81,6 +95,7 @@ def test_a_node_dies_and_its_training_goes_on_from_its_checkpoint_on_the_other(
         assert {running[name]["NodeList"] for name in (SGD, ADAM)} == set(slurm.NODES)
         died = running[SGD]["NodeList"]
         cluster.kill(died)
+        gate.unlink()
         slurm.wait_until(lambda: jobs(cluster)[SGD]["JobState"] == "PENDING")
         # Slurm would wait two minutes.
         cluster.ask("scontrol", "update", f"JobId={running[SGD]['JobId']}", "StartTime=now")
@@ -100,14 +115,13 @@ def test_a_node_dies_and_its_training_goes_on_from_its_checkpoint_on_the_other(
 
     disturbed = project.digests()
     shutil.rmtree(project.folder / ".checkpoints")
-    slow_disk.delenv("PYTHONPATH")
-    slow_disk.setenv("OMP_NUM_THREADS", "2")  # as in profiles/slurm
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as in profiles/slurm
     assert "starts with epoch 1" in project.run(*project.command(SGD))
     assert project.digests() == disturbed
 
 
 def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
-    cluster: slurm.Cluster, project: Project, slow_disk: pytest.MonkeyPatch
+    cluster: slurm.Cluster, project: Project, gate: Path
 ) -> None:
     with project.params() as params:
         params["train"]["epochs"] = EPOCHS
@@ -122,6 +136,7 @@ def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
         slurm.wait_until(partial(has_saved, command, project, "adam"))
         number = jobs(cluster, "RUNNING")[ADAM]["JobId"]
         cluster.ask("scancel", number)
+        gate.unlink()
         assert command.end() == 1, command.output
     assert f"'{number}' failed, SLURM status is: 'CANCELLED'" in command.output
     assert f"{SGD}: error: [Errno 20] Not a directory" in command.output
@@ -129,7 +144,6 @@ def test_a_cancelled_job_and_a_failed_stage_are_named_and_the_next_run_goes_on(
     ran = {name for name in after if after[name]["JobId"] != before.get(name, {}).get("JobId")}
     assert ran == {DATA, SGD, ADAM}
 
-    slow_disk.delenv("PYTHONPATH")
     broken.unlink()
     (project.folder / ".dvc/tmp/rwlock").write_text("")  # as a job that is killed may leave it
     printed = project.run(*SNAKEMAKE, f".snakemake/done/{ADAM}")
@@ -164,7 +178,7 @@ def test_the_whole_pipeline_runs_in_one_job(
 
 
 def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_once(
-    cluster: slurm.Cluster, new_project: Callable[[], Project], slow_disk: pytest.MonkeyPatch
+    cluster: slurm.Cluster, new_project: Callable[[], Project], gate: Path
 ) -> None:
     project = new_project()
     with project.params() as params:
@@ -175,6 +189,7 @@ def test_a_controller_whose_node_dies_begins_anew_and_no_stage_runs_twice_at_onc
     before = jobs(cluster, "RUNNING")
     (node,) = re.findall(r"NodeList=(n\d)", cluster.ask("scontrol", "show", "job", job))
     cluster.kill(node)
+    gate.unlink()
     slurm.wait_until(lambda: state(cluster, job) == "PENDING")
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait minutes.
     slurm.wait_until(lambda: state(cluster, job) != "PENDING")
