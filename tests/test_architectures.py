@@ -15,12 +15,6 @@ from stages.support.tables import read_record, read_table
 from stages.support.tensors import read_tensors
 from tests.conftest import Project
 
-# All stages but the download, as DVC would order them.
-STAGES = (
-    *("subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),
-    *("compare", "select", "promote"),
-)
-
 
 def run(project: Project, **sections: dict[str, Any]) -> Network:
     """Change sections of params.yaml, run all stages but the download, and check what came of it.
@@ -33,7 +27,8 @@ def run(project: Project, **sections: dict[str, Any]) -> Network:
             params[name] |= section
     for folder in ("models", "metrics"):
         shutil.rmtree(project.folder / folder)
-    for stage in STAGES:
+    _, *stages = project.lock()["stages"]  # all but the download, in DVC's order
+    for stage in stages:
         project.stage_again(stage)
 
     results, wanted = project.folder, params["network"]

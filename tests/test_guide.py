@@ -123,13 +123,13 @@ def test_experiments_are_shown_with_what_changed_in_120_columns(project: Project
 
 
 @pytest.mark.slow
-def test_a_registered_model_is_had_by_name_from_another_folder(
+def test_a_registered_model_is_had_by_name_and_after_a_pull_nothing_runs(
     project: Project, tmp_path: Path
 ) -> None:
     project.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
     project.commit()
     project.run("gto", "register", "digit-classifier", "--version", "v1.0.0")
-    project.run("dvc", "push", "promote")
+    project.run("dvc", "push")
     clone = project.clone(tmp_path / "clone")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -137,6 +137,9 @@ def test_a_registered_model_is_had_by_name_from_another_folder(
     Project(elsewhere).run(*get)
     models = (elsewhere / "selected.safetensors", project.folder / "models/selected.safetensors")
     assert short_sha256(models[0]) == short_sha256(models[1])
+    clone.run("dvc", "pull")
+    assert UP_TO_DATE in clone.run("dvc", "repro")
+    assert clone.digests() == project.digests()
 
 
 @pytest.mark.slow

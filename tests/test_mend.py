@@ -116,7 +116,9 @@ def test_a_merge_conflict_in_the_lock_is_resolved_by_what_the_message_says(
         project.run("git", "checkout", "--quiet", *(["-b"] if branch != "main" else []), branch)
         with project.params() as params:
             params["variants"][variant]["lr"] /= 2
-        project.repro()
+        for stage in (f"train@{variant}-0", f"evaluate@{variant}", "compare", "select", "promote"):
+            project.stage_again(stage)
+        project.run("dvc", "commit", "--force")
         project.commit()
     merged = project.run("git", "merge", "theirs", fails=True)
     assert "CONFLICT (content): Merge conflict in dvc.lock" in merged

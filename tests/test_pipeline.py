@@ -185,17 +185,6 @@ def test_variants_are_compared_without_training_even_in_a_plain_clone(
     assert drawn == {("sgd", "sgd"), ("adam", "adam")}
 
 
-@pytest.mark.slow
-def test_after_a_pull_nothing_runs(project: Project, tmp_path: Path) -> None:
-    project.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    project.commit()
-    project.run("dvc", "push")
-    clone = project.clone(tmp_path / "clone")
-    clone.run("dvc", "pull")
-    assert UP_TO_DATE in clone.run("dvc", "repro")
-    assert clone.digests() == project.digests()
-
-
 def test_a_plain_clone_needs_no_stage(finished: Project, tmp_path: Path) -> None:
     clone = finished.clone(tmp_path / "clone")
     assert stages_run(clone.run("dvc", "repro", "--allow-missing", "--dry")) == []

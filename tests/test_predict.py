@@ -129,41 +129,34 @@ def test_drawn_digits_are_told_with_their_probability(
     assert all(50 < float(chance.strip("(%)")) <= 100 for _, chance in told)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("missing.png", None, "no picture: No such file or directory"),
-        ("text.png", b"no picture", "no picture: cannot identify image file"),
-        ("folder.png", ..., "no picture: Is a directory"),
-    ],
-)
-def test_what_is_no_picture_gets_one_line(
-    name: str, content: object, reason: str, model: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / name
-    if content is ...:
-        path.mkdir()
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        run("--model", model, path)
-    assert str(caught.value).startswith(f"{path}: {reason}")
-    assert "\n" not in str(caught.value)
-
-
-def test_what_shows_no_digit_gets_one_line(model: Path, tmp_path: Path) -> None:
+def test_what_is_no_picture_or_shows_no_digit_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    (tmp_path / "folder.png").mkdir()
     draw(3).save(tmp_path / "cut.png")
     content = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "damaged.png")
+    damaged = bytearray((tmp_path / "damaged.png").read_bytes())
+    damaged[[match.start() for match in re.finditer(b"IDAT", damaged)][1]] = 0
+    (tmp_path / "damaged.png").write_bytes(damaged)
     Image.new("L", (50, 50), 200).save(tmp_path / "empty.png")
     ImageOps.expand(draw(3), border=1).save(tmp_path / "framed.png")
     faint = 40_000 - 50 * (np.asarray(draw(3)) == DARK)
     Image.fromarray(faint.astype(np.uint16)).save(tmp_path / "faint.png")
-    reasons = {"cut": "no picture: ", "framed": "most of it differs from its edge: "}
-    reasons |= dict.fromkeys(("empty", "faint"), "shows no digit: ")
+    reasons = {
+        "missing": "no picture: No such file or directory",
+        "text": "no picture: cannot identify image file",
+        "folder": "no picture: Is a directory",
+        "cut": "no picture: ",
+        "damaged": "no picture: ",
+        "empty": "shows no digit: ",
+        "faint": "shows no digit: ",
+        "framed": "most of it differs from its edge: ",
+    }
     for name, reason in reasons.items():
-        with pytest.raises(InputError, match=f"{name}.png: {reason}"):
-            run("--model", model, tmp_path / f"{name}.png")
+        with pytest.raises(InputError, match=rf"^{tmp_path}/{name}\.png: {reason}.*\Z"):
+            predict.as_mnist(tmp_path / f"{name}.png")
 
 
 def test_a_missing_model_is_told_with_where_to_get_one(tmp_path: Path) -> None:
@@ -187,15 +180,3 @@ def test_a_picture_of_16_bits_is_turned_as_it_says(shown: Callable[..., np.ndarr
     orientation[0x112] = 3  # turned by 180 degrees
     turned = shown(upside_down, exif=orientation)
     np.testing.assert_allclose(turned, shown(draw(4)), atol=8)
-
-
-def test_a_damaged_block_of_a_png_gets_one_line(model: Path, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
-    path = tmp_path / "x.png"
-    Image.fromarray(noise).save(path)
-    content = bytearray(path.read_bytes())
-    second = [match.start() for match in re.finditer(b"IDAT", content)][1]
-    content[second] = 0
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"{path}: no picture: "):
-        run("--model", model, path)

@@ -125,43 +125,32 @@ def test_results_that_are_not_committed_are_refused(inside: Project, staged: boo
 
 
 @pytest.mark.slow
-def test_a_renamed_variant_leaves_no_experiment_and_a_name_may_look_like_a_number(
+def test_experiments_are_renewed_the_users_own_stay_and_a_name_may_look_like_a_number(
     inside: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variants.main()
-    inside.run("dvc", "exp", "run", "--temp", "--name", "mine", "-S", "variant=sgd", "select")
-    inside.run("dvc", "exp", "rename", "adam", "kept")
-    with inside.params() as params:
-        params["variants"]["1e3"] = params["variants"].pop("sgd")
-    inside.repro()
-    inside.commit()
-    variants.main()
-    assert sorted(experiments().values()) == ["1e3", "adam", "kept", "mine"]
-    assert "removed the experiment sgd: params.yaml has no such" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_an_experiment_of_the_users_own_is_kept_and_an_old_one_is_named(inside: Project) -> None:
-    variants.main()
-    assert sorted(experiments().values()) == ["adam", "sgd"]
-    assert outdated(["sgd", "adam"], Path("metrics/summary")) == []
-
-    inside.run("dvc", "exp", "remove", "sgd")
+    summaries = Path("metrics/summary")
     inside.run("dvc", "exp", "run", "--temp", "--name", "sgd", "--set-param", "variant=sgd")
     remedy = re.search(
         r"the experiment sgd \(refs/exps/.+`(dvc exp rename refs.+) OTHER`", refusal()
     )
-    assert remedy and outdated(["sgd"], Path("metrics/summary")) == []
+    assert remedy and outdated(["sgd"], summaries) == []
     inside.run(*remedy[1].split(), "mine")
     variants.main()
+    assert sorted(experiments().values()) == ["adam", "mine", "sgd"]
+    assert outdated(["sgd", "adam"], summaries) == []
+    (adam,) = (reference for reference, name in experiments().items() if name == "adam")
+    inside.run("git", "update-ref", f"{adam.removesuffix('adam')}kept", adam)  # as if renamed
 
     with inside.params() as params:
-        params["variants"]["sgd"]["lr"] = 0.5
+        params["variants"]["1e3"] = params["variants"].pop("sgd")
+        params["variants"]["adam"]["lr"] = 0.5
     output = inside.run("dvc", "repro")
-    assert "`make variants` renews the experiments sgd: their numbers are older" in output
+    assert "`make variants` renews the experiments adam: their numbers are older" in output
     inside.commit()
     variants.main()
-    assert "0.5" in inside.run("dvc", "params", "diff", "sgd", "adam")
+    assert sorted(experiments().values()) == ["1e3", "adam", "kept", "mine"]
+    assert "removed the experiment sgd: params.yaml has no such" in capsys.readouterr().out
+    assert "0.5" in inside.run("dvc", "params", "diff", "kept", "adam")
     assert "`make variants` renews" not in inside.run("dvc", "repro", "--force", "-s", "compare")
 
 
