@@ -161,6 +161,18 @@ def test_all_is_measured_tabulated_and_drawn(small: Path, monkeypatch: pytest.Mo
     assert (small / "bench/results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_committed_results_stay_unless_they_are_to_be_written(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = (CHECKOUT / "bench/results.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(epoch, "compare", lambda *_: json.loads(results))
+    monkeypatch.setattr(epoch, "growth", lambda *_: {"5": 0.1})
+    monkeypatch.setattr(sys, "argv", ["bench", "--images", "20"])
+    command.main()
+    assert "| notebook |" in capsys.readouterr().out
+    assert not (small / "bench").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_memory_is_that_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +321,10 @@ def test_what_a_gpu_is_worth_is_told_and_the_script_works_without_one(
     *_, row = capsys.readouterr().out.splitlines()
     seconds = r"\| [\d.]+ s \| [\d.]+ \| [\d.]+ "
     assert re.fullmatch(rf"\| bf16 \| sgd \| 0\.\d+ {seconds}\| yes \| yes \|", row)
+    with project.params() as params:
+        params["train"]["epochs"] = 1
+    with pytest.raises(InputError, match=r"train\.epochs: 2 or more"):
+        gpu.main()
     if not torch.cuda.is_available():
         monkeypatch.setattr(sys, "argv", ["bench.gpu"])
         with pytest.raises(InputError, match="finds no GPU"):

@@ -191,6 +191,15 @@ def test_a_bad_source_moves_on_to_the_next_and_alone_is_told_with_its_reason(
     assert "params.yaml" in remedy
 
 
+def test_an_error_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_: str) -> bytes:
+        raise EOFError
+
+    monkeypatch.setattr(sources, "_sources_of", lambda *_: [("there", silent)])
+    with pytest.raises(InputError, match=r"\n  there: EOFError\n"):
+        fetch(dataset("there"))
+
+
 def pack(files: dict[str, bytes]) -> bytes:
     """Return what `npm publish` would make of the files."""
     archive = io.BytesIO()

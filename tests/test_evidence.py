@@ -368,6 +368,8 @@ def test_what_the_notebook_claims_is_supported(
         assert (tmp_path / f"figures/{name}.png").stat().st_size > 10_000
     *_, accuracies = printed = capsys.readouterr().out.split("\n\n")
     assert len(printed) == 4  # tables
+    below = "supported | -3.56 points per epoch | -3.57 to -3.54 | 8 of 8 | 0.0078"
+    assert f"\n| 2 | Adam falls back less than SGD | {below} |" in printed[0]
     beats = "frozen statistics of 19 batches beat moving ones of momentum 0.1"
     numbers = "supported | 1.50 points | 1.48 to 1.52 | 8 of 8 | 0.0078"
     assert f"\n| 5 | For sigmoid, {beats} | {numbers} |" in printed[0]

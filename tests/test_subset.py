@@ -61,7 +61,8 @@ def test_too_few_images_are_told_with_class_split_and_number(
 
 def test_other_numbers_of_images_and_labels_are_an_error() -> None:
     images, labels = random_split(0, height=4, width=4)
-    with pytest.raises(InputError, match=f"train: {len(images)} images but {len(labels) - 1} lab"):
+    told = f"train: {len(images)} images but {len(labels) - 1} labels: make the files anew"
+    with pytest.raises(InputError, match=told):
         choose("train", images, labels[:-1], (1,), 1, pad=2)
 
 

@@ -126,18 +126,20 @@ def test_results_that_are_not_committed_are_refused(inside: Project, staged: boo
 
 @pytest.mark.slow
 def test_experiments_are_renewed_the_users_own_stay_and_a_name_may_look_like_a_number(
-    inside: Project, capsys: pytest.CaptureFixture[str]
+    inside: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summaries = Path("metrics/summary")
+    (tmp_path / "sgd.json").write_text("{}", encoding="utf-8")  # other numbers
     inside.run("dvc", "exp", "run", "--temp", "--name", "sgd", "--set-param", "variant=sgd")
     remedy = re.search(
         r"the experiment sgd \(refs/exps/.+`(dvc exp rename refs.+) OTHER`", refusal()
     )
-    assert remedy and outdated(["sgd"], summaries) == []
+    assert remedy and outdated(["sgd"], tmp_path) == []  # It is the user's own.
     inside.run(*remedy[1].split(), "mine")
     variants.main()
     assert sorted(experiments().values()) == ["adam", "mine", "sgd"]
     assert outdated(["sgd", "adam"], summaries) == []
+    assert outdated(["sgd"], tmp_path) == ["sgd"]
     (adam,) = (reference for reference, name in experiments().items() if name == "adam")
     inside.run("git", "update-ref", f"{adam.removesuffix('adam')}kept", adam)  # as if renamed
 
