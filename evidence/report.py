@@ -1,11 +1,12 @@
 """What the blocks say, as the tables of docs/evidence.md."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 
 from evidence.paired import Finding
 from evidence.statements import (
     ABOVE,
+    EPOCHS,
     FROZEN,
     MOVING,
     PREDICTIONS,
@@ -13,8 +14,10 @@ from evidence.statements import (
     VARIANTS,
     Block,
     Prediction,
+    diverged,
     settled,
 )
+from stages.learning.history import EpochRow
 
 OF_STATEMENTS = (
     "",
@@ -80,6 +83,29 @@ def of_accuracies(blocks: Sequence[Block]) -> str:
         rows.append((variant, *(f"{points:.1f}" for points in means)))
     names = [column.replace("_", " ") for column in columns[1:]]
     return _table(("variant", "training mode", *names), rows)
+
+
+def by_epoch(blocks: Sequence[Block]) -> str:
+    """Return a table of what each epoch looked like, medians over the seeds, by variant.
+
+    Accuracies are in points. Training mode is that of the training images as they went by, and
+    conv1 is the norm of the gradient of the first layer's weight. A training that diverged is left
+    out.
+    """
+    rows = []
+    for variant in VARIANTS:
+        histories = [block[variant] for block in blocks if not diverged(block[variant])]
+        epochs = [*zip(*histories, strict=True)]
+        rows += [
+            (variant, "test", *(f"{100 * _median(of, 'test_accuracy'):.1f}" for of in epochs)),
+            ("", "training mode", *(f"{100 * _median(of, 'seen_accuracy'):.1f}" for of in epochs)),
+            ("", "conv1", *(f"{_median(of, 'gradient_conv1'):.1g}" for of in epochs)),
+        ]
+    return _table(("variant", "epoch", *map(str, range(1, EPOCHS + 1))), rows)
+
+
+def _median(rows: Iterable[EpochRow], column: str) -> float:
+    return median(float(getattr(row, column)) for row in rows)
 
 
 def _mean_and_interval(finding: Finding, unit: str) -> tuple[str, str]:

@@ -73,7 +73,8 @@ def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = 
             figure.savefig(temporary, dpi=100)
     print(report.of_statements(findings, [*blocks]))
     print(report.of_predictions(predictions))
-    print(report.of_accuracies([*blocks.values()]), end="")
+    print(report.of_accuracies([*blocks.values()]))
+    print(report.by_epoch([*blocks.values()]), end="")
 
 
 def read_blocks(tables: Path) -> dict[int, Block]:

@@ -300,7 +300,8 @@ Accuracies = Callable[[str, int, int], dict[str, float]]  # of variant, seed, ep
 
 def made_up(accuracies: Accuracies) -> dict[int, Block]:
     """Return eight blocks, in which every column is 0.5 unless `accuracies` says otherwise."""
-    usual = dict.fromkeys((*EpochRow.model_fields, *statements.SETTLED), 0.5)
+    columns = (*EpochRow.model_fields, *statements.SETTLED, "gradient_conv1")
+    usual = dict.fromkeys(columns, 0.5)
 
     def history(variant: str, seed: int) -> list[EpochRow]:
         return [
@@ -366,8 +367,8 @@ def test_what_the_notebook_claims_is_supported(
     assert found["predictions"]["sigmoid"]["lag"]["outcome"] == "holds"
     for name in ("statements", "statistics"):
         assert (tmp_path / f"figures/{name}.png").stat().st_size > 10_000
-    *_, accuracies = printed = capsys.readouterr().out.split("\n\n")
-    assert len(printed) == 4  # tables
+    *_, accuracies, by_epoch = printed = capsys.readouterr().out.split("\n\n")
+    assert len(printed) == 5  # tables
     below = "supported | -3.56 points per epoch | -3.57 to -3.54 | 8 of 8 | 0.0078"
     assert f"\n| 2 | Adam falls back less than SGD | {below} |" in printed[0]
     beats = "frozen statistics of 19 batches beat moving ones of momentum 0.1"
@@ -378,6 +379,10 @@ def test_what_the_notebook_claims_is_supported(
         "\n| sigmoid | holds | fails | fails | fails | 1.50 points | 1.48 to 1.52 |" in printed[2]
     )
     assert "\n| sgd | 88.0 | 83.2 | 82.4 | 80.8 | 80.0 | 83.2 | 84.0 | 84.8 | 85.6 |" in accuracies
+    # The noise of the middle two of the eight seeds cancels out.
+    alternating = " | ".join(["75.0", "85.0"] * 5)
+    assert f"\n| sgd | test | {alternating} |" in by_epoch
+    assert f"\n|  | conv1 | {' | '.join(['0.5'] * 10)} |" in by_epoch
 
 
 def test_the_opposite_is_contradicted() -> None:
