@@ -14,12 +14,12 @@ BATCHES_OF_AN_EPOCH = 94
 
 
 def statements(findings: Mapping[str, Finding]) -> Figure:
-    """Draw a panel per statement: a point per seed, its difference, and the 99 % interval."""
-    figure = Figure(figsize=(WIDTH, 1.15 * len(findings)), layout="constrained")
-    panels = figure.subplots(len(findings), 1)
-    for axes, (name, finding) in zip(panels, findings.items(), strict=True):
-        statement = STATEMENTS[name]
-        colour = PALETTE[0] if statement.primary else "gray"
+    """Draw a panel for each of the five: a point per seed, its difference, and the interval."""
+    five = {name: finding for name, finding in findings.items() if STATEMENTS[name].primary}
+    figure = Figure(figsize=(WIDTH, 1.15 * len(five)), layout="constrained")
+    panels = figure.subplots(len(five), 1)
+    for axes, (name, finding) in zip(panels, five.items(), strict=True):
+        statement, colour = STATEMENTS[name], PALETTE[0]
         points = [x for x in finding.differences if x is not None]
         axes.plot(points, [0] * len(points), "o", color=colour, alpha=0.5, markersize=5)
         if finding.interval:
@@ -30,8 +30,7 @@ def statements(findings: Mapping[str, Finding]) -> Figure:
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-1, 0.6)
         axes.set_yticks([])
-        kind = f"Statement {name}" if statement.primary else "Secondary"
-        axes.set_title(f"{kind}: {statement.words}: {finding.verdict}", fontsize=8, loc="left")
+        axes.set_title(f"{name}. {statement.words}: {finding.verdict}", fontsize=8, loc="left")
         side = "right" if statement.claimed > 0 else "left"
         difference = f"{_words(statement.a)} less {_words(statement.b)}, {statement.unit}"
         axes.set_xlabel(f"{difference}; claimed: the {side} side", fontsize=7)
@@ -66,7 +65,7 @@ def statistics(blocks: Sequence[Block]) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(variant)
-        axes.set_xlabel("batches averaged (moving: of equal noise)", fontsize=9)
+        axes.set_xlabel("as noisy as the mean over so many batches", fontsize=9)
         axes.set_ylabel("accuracy, epochs 3 to 10, points")
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

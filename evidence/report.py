@@ -17,23 +17,21 @@ from evidence.statements import (
     diverged,
     settled,
 )
-from stages.learning.history import EpochRow
 
-OF_STATEMENTS = (
-    "",
-    "statement",
-    "verdict",
-    "mean difference",
-    "99 % interval",
-    "seeds on this side",
-    "p",
-)
+OF_STATEMENTS = "verdict", "mean of A less B", "99 % interval", "seeds on the claimed side", "p"
+OF_FIRST_CONDITION = "mean of frozen 19 less moving 0.1", "99 % interval", "frozen 19 is above"
+BY_EPOCH = {
+    "test": "test_accuracy",
+    "training mode": "seen_accuracy",
+    "gradient norm, conv1": "gradient_conv1",
+    "gradient norm, conv7": "gradient_conv7",
+}
 
 
 def of_statements(findings: Mapping[str, Finding], seeds: Sequence[int]) -> str:
     """Return a table of the five statements, and one of the secondary ones.
 
-    A seed is on this side if its difference is where the statement says. A tie counts half.
+    A seed is on the claimed side if its difference is where the statement says. A tie counts half.
     """
     rows = {
         name: (name, STATEMENTS[name].words, *_statement(name, finding, seeds))
@@ -41,36 +39,44 @@ def of_statements(findings: Mapping[str, Finding], seeds: Sequence[int]) -> str:
     }
     five = [row for name, row in rows.items() if STATEMENTS[name].primary]
     secondary = [row for name, row in rows.items() if not STATEMENTS[name].primary]
-    return f"{_table(OF_STATEMENTS, five)}\n{_table(OF_STATEMENTS, secondary)}"
+    head = "statement", *OF_STATEMENTS
+    return f"{_table(('', *head), five)}\n{_table(('secondary', *head), secondary)}"
 
 
 def _statement(name: str, finding: Finding, seeds: Sequence[int]) -> list[str]:
     statement = STATEMENTS[name]
-    remarks = [
-        f"diverged: seed {seed}"
-        for seed, difference in zip(seeds, finding.differences, strict=True)
-        if difference is None
-    ]
-    if finding.interval_agrees is False:
-        remarks.append("the interval disagrees")
     finite = len(seeds) - finding.differences.count(None)
     above = finite * (finding.share_above or 0)
     return [
-        "; ".join([finding.verdict, *remarks]),
+        _verdict(finding, seeds),
         *_mean_and_interval(finding, statement.unit),
         f"{above if statement.claimed == ABOVE else finite - above:g} of {finite}",
         "" if finding.p is None else f"{finding.p:.4f}",
     ]
 
 
-def of_predictions(predictions: Mapping[str, Mapping[str, Prediction]]) -> str:
+def _verdict(finding: Finding, seeds: Sequence[int]) -> str:
+    remarks = [
+        f"no difference: seed {seed}"
+        for seed, difference in zip(seeds, finding.differences, strict=True)
+        if difference is None
+    ]
+    if finding.interval_agrees is False:
+        remarks.append("the interval disagrees")
+    return "; ".join([finding.verdict, *remarks])
+
+
+def of_predictions(
+    predictions: Mapping[str, Mapping[str, Prediction]], seeds: Sequence[int]
+) -> str:
     """Return a table of what became of each prediction, by variant, and of its first condition."""
     rows = []
     for variant, predicted in predictions.items():
         first = predicted["lag"].conditions["frozen 19 is above moving 0.1"]
         outcomes = [prediction.outcome for prediction in predicted.values()]
-        rows.append((variant, *outcomes, *_mean_and_interval(first, "points")))
-    return _table(("variant", *PREDICTIONS, "frozen 19 less moving 0.1", "99 % interval"), rows)
+        of_first = *_mean_and_interval(first, "points"), _verdict(first, seeds)
+        rows.append((variant, *outcomes, *of_first))
+    return _table(("variant", *PREDICTIONS, *OF_FIRST_CONDITION), rows)
 
 
 def of_accuracies(blocks: Sequence[Block]) -> str:
@@ -88,24 +94,20 @@ def of_accuracies(blocks: Sequence[Block]) -> str:
 def by_epoch(blocks: Sequence[Block]) -> str:
     """Return a table of what each epoch looked like, medians over the seeds, by variant.
 
-    Accuracies are in points. Training mode is that of the training images as they went by, and
-    conv1 is the norm of the gradient of the first layer's weight. A training that diverged is left
-    out.
+    Accuracies are in points. In training mode, the accuracy is that of the training images as they
+    went by. A gradient is the norm of that of a layer's weight: of the first convolution, and of
+    one before the last. A training that diverged is left out.
     """
-    rows = []
+    rows: list[Sequence[str]] = []
     for variant in VARIANTS:
         histories = [block[variant] for block in blocks if not diverged(block[variant])]
         epochs = [*zip(*histories, strict=True)]
-        rows += [
-            (variant, "test", *(f"{100 * _median(of, 'test_accuracy'):.1f}" for of in epochs)),
-            ("", "training mode", *(f"{100 * _median(of, 'seen_accuracy'):.1f}" for of in epochs)),
-            ("", "conv1", *(f"{_median(of, 'gradient_conv1'):.1g}" for of in epochs)),
-        ]
-    return _table(("variant", "epoch", *map(str, range(1, EPOCHS + 1))), rows)
-
-
-def _median(rows: Iterable[EpochRow], column: str) -> float:
-    return median(float(getattr(row, column)) for row in rows)
+        for number, (words, column) in enumerate(BY_EPOCH.items()):
+            medians = (median(float(getattr(row, column)) for row in of) for of in epochs)
+            accuracy = column.endswith("accuracy")
+            cells = (f"{100 * x:.1f}" if accuracy else f"{x:.2g}" for x in medians)
+            rows.append(("" if number else variant, words, *cells))
+    return _table(("variant", "epoch:", *map(str, range(1, EPOCHS + 1))), rows)
 
 
 def _mean_and_interval(finding: Finding, unit: str) -> tuple[str, str]:

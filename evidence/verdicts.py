@@ -72,7 +72,7 @@ def main(tables: Path = TABLES, results: Path = Path("evidence"), short: bool = 
         with replacing(results / f"figures/{name}.png") as temporary:
             figure.savefig(temporary, dpi=100)
     print(report.of_statements(findings, [*blocks]))
-    print(report.of_predictions(predictions))
+    print(report.of_predictions(predictions, [*blocks]))
     print(report.of_accuracies([*blocks.values()]))
     print(report.by_epoch([*blocks.values()]), end="")
 
