@@ -199,7 +199,11 @@ def test_readme_is_held_to_what_make_table_prints(
     assert [line.split()[1] for line in printed.splitlines()[2:4]] == ["sgd", "adam"]
     with project.params() as params:
         params["train"]["epochs"] = 7
-    with pytest.raises(InputError, match="sgd have 2 epochs and 1 seed; params"):
+    with pytest.raises(InputError, match=r"sgd have 2 epochs and the seeds \[0\]; params"):
+        table.main()
+    with project.params() as params:
+        params["train"]["epochs"], params["seeds"] = 2, [1]
+    with pytest.raises(InputError, match=r"sgd have 2 epochs and the seeds \[0\]; params"):
         table.main()
     project.run("git", "checkout", "--quiet", "params.yaml")
     readme = project.folder / "README.md"

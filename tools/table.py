@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from stages.reporting.summary import Summary, Uncertainty
+from stages.reporting.tables import CurveRow
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.params import load_params
 from stages.support.tables import read_record, read_table
@@ -85,16 +86,18 @@ def row_starts() -> Iterator[tuple[str, str]]:
     """Yield each variant, and its row of the table but for the seconds.
 
     Raises:
-        InputError: the results are of other epochs, or more or fewer seeds, than params.yaml has.
+        InputError: the results are of other epochs or seeds than params.yaml has.
     """
     params = load_params()
     for variant in params.variants:
         summary = read_record(Path(f"metrics/summary/{variant}.json"), Summary)
         doubt = read_record(Path(f"metrics/uncertainty/{variant}.json"), Uncertainty)
-        if (doubt.epochs, doubt.seeds) != (params.train.epochs, len(params.seeds)):
+        rows = read_table(Path(f"metrics/curves/{variant}.csv"), CurveRow)
+        seeds = [*dict.fromkeys(row.seed for row in rows)]
+        if (doubt.epochs, seeds) != (params.train.epochs, params.seeds):
             raise InputError(
-                f"the results of {variant} have {doubt.epochs} epochs and {doubt.seeds} "
-                f"seed{'s' * (doubt.seeds > 1)}; params.yaml asks for others: `dvc repro` first"
+                f"the results of {variant} have {doubt.epochs} epochs and the seeds {seeds}; "
+                "params.yaml asks for others: `dvc repro` first"
             )
         epoch = round(summary.best_epoch, 1)  # a mean over the seeds
         cells = (
