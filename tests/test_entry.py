@@ -180,12 +180,12 @@ def test_a_mistake_in_pyproject_is_told_with_its_remedy(
         device.require_pinned_versions()
 
 
-def test_an_editors_dangling_link_is_no_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_editors_leave_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages/train.py").touch()
     (tmp_path / "stages/.#train.py").symlink_to("someone@somewhere.1")  # as Emacs leaves
+    (tmp_path / "stages/.ipynb_checkpoints").mkdir()
+    (tmp_path / "stages/.ipynb_checkpoints/train-checkpoint.py").touch()
     monkeypatch.setattr(digests, "STAGES", tmp_path / "stages")
     assert [*digests.code_at_start.__wrapped__()] == ["stages/train.py"]
 

@@ -199,6 +199,9 @@ def test_a_table_names_its_origin_and_belongs_to_its_record(checkout: Path) -> N
 
 def test_code_that_is_not_committed_trains_nothing(checkout: Path) -> None:
     before = record.learning_digest()
+    (checkout / "stages/learning/.loop.py").touch()
+    assert record.learning_digest() == before
+    (checkout / "stages/learning/.loop.py").unlink()
     record.clean_commit()
     (checkout / "stages/learning/loop.py").open("a", encoding="utf-8").write("# an edit\n")
     assert record.learning_digest() != before

@@ -20,6 +20,7 @@ from PIL import Image
 from stages.learning.idx import parse
 from stages.learning.split import load_split
 from stages.learning.weights import load_network
+from stages.support.cache import cache_object, damaged, md5_of
 from stages.support.digests import short_sha256
 from tests.conftest import CHECKOUT, UP_TO_DATE, Project, stages_run
 
@@ -176,7 +177,9 @@ def test_the_summary_of_a_pull_request_shows_what_changed(project: Project) -> N
 
 
 @pytest.mark.slow
-def test_a_dvc_yaml_for_each_variant_trains_nothing_again(project: Project) -> None:
+def test_a_dvc_yaml_for_each_variant_trains_nothing_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = project.digests()
     run_python(snippet("variants"), project.folder)
     (project.folder / "dvc.lock").unlink()
@@ -185,8 +188,20 @@ def test_a_dvc_yaml_for_each_variant_trains_nothing_again(project: Project) -> N
     assert {*evaluations} <= {*ran} <= {*evaluations, "compare", "select"}
     assert project.digests() == before
     assert UP_TO_DATE in project.run("dvc", "status")
+    (project.folder / "variants/adam/dvc.lock").write_text("schema: '2", encoding="utf-8")
+    mended = project.run("python", "-m", "tools.mend")
+    assert "removed variants/adam/dvc.lock, which had been cut short" in mended
+    assert {*project.repro()} <= {"variants/adam/dvc.yaml:evaluate", "compare", "select"}
+    assert project.digests() == before
     with project.params() as params:
         params["variants"]["adam"]["lr"] /= 2
     assert project.stale() == {"train@0", "compare", "select"}
     planned = project.run("snakemake", "--cores", "2", "--dry-run")
     assert "stage=variants/adam/dvc.yaml:train@0" in planned
+    monkeypatch.chdir(project.folder)
+    model = Path("models/adam/0.safetensors")
+    cached = cache_object(md5_of(model))
+    assert cached is not None
+    cached.chmod(0o644)
+    cached.write_bytes(b"damaged")
+    assert damaged(model) == [model, cached]

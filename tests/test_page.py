@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from stages.support.errors import InputError
 from tests.conftest import Project, copy_of
+from tools.page import PAGE
+from tools.page import main as prepare_page
 
 pytestmark = pytest.mark.slow
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
@@ -207,6 +210,18 @@ def test_what_the_page_would_fetch_is_an_error(shown: Project, tmp_path: Path) -
     (tmp_path / "page.html").write_text(template.replace("{plot_divs}", fetching), encoding="utf-8")
     with pytest.raises(AssertionError, match="CONSOLE"):
         browse(tmp_path / "page.html")
+
+
+def test_a_page_that_dvc_was_not_told_of_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dvc").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"`dvc config --local .* failed"):
+        prepare_page()
+    assert not PAGE.exists()
 
 
 def test_an_unprepared_page_is_dvcs_own(project: Project) -> None:

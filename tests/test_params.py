@@ -78,7 +78,7 @@ def test_this_checkouts_params_are_valid() -> None:
 
 SOURCES = "datasets.mnist.sources"
 WHOLE = "must be a valid integer"
-CHANNELS = "must be channels, 1 or more, or M"
+CHANNELS = "must be channels, 1 to 1000000, or M"
 MOMENTUM = "network.batch_norm_momentum"
 WRONG = [  # key, value, and the message after the file's name
     ("colour", 1, "unknown key colour (1); allowed are datasets, dataset, data, network, train, "),

@@ -144,6 +144,9 @@ def test_what_is_no_picture_or_shows_no_digit_gets_one_line(tmp_path: Path) -> N
     ImageOps.expand(draw(3), border=1).save(tmp_path / "framed.png")
     faint = 40_000 - 50 * (np.asarray(draw(3)) == DARK)
     Image.fromarray(faint.astype(np.uint16)).save(tmp_path / "faint.png")
+    paper = np.full((1000, 1000), 255, np.uint8)
+    paper[[100, 900], [100, 900]] = 0
+    Image.fromarray(paper).save(tmp_path / "specks.png")
     reasons = {
         "missing": "no picture: No such file or directory",
         "text": "no picture: cannot identify image file",
@@ -152,6 +155,7 @@ def test_what_is_no_picture_or_shows_no_digit_gets_one_line(tmp_path: Path) -> N
         "damaged": "no picture: ",
         "empty": "shows no digit: ",
         "faint": "shows no digit: ",
+        "specks": "shows no digit: only specks",
         "framed": "most of it differs from its edge: ",
     }
     for name, reason in reasons.items():

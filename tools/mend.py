@@ -53,7 +53,9 @@ def mend(repo: Repo) -> None:
         InputError: dvc.lock has a merge conflict, which is the user's to resolve.
     """
     _mend_table(repo)
-    _mend_lock(Path(repo.root_dir, "dvc.lock"), repo)
+    root = Path(repo.root_dir)
+    for lock in (root / "dvc.lock", *root.glob("variants/*/dvc.lock")):  # as docs/scaling.md has it
+        _mend_lock(lock, repo)
 
 
 def _mend_table(repo: Repo) -> None:
@@ -86,22 +88,23 @@ def _is_zombie(process: dict[str, Any]) -> bool:
 
 
 def _mend_lock(path: Path, repo: Repo) -> None:
+    name = path.relative_to(repo.root_dir)
     try:
         Lockfile(repo, str(path)).load()
     except (EncodingError, YAMLSyntaxError, YAMLValidationError):
         if b"\n<<<<<<< " in b"\n" + path.read_bytes():
             raise InputError(
-                "dvc.lock has a merge conflict. Once params.yaml and the code are merged, type\n"
-                "  git checkout HEAD -- dvc.lock metrics\n"
+                f"{name} has a merge conflict. Once params.yaml and the code are merged, type\n"
+                f"  git checkout HEAD -- {name} metrics\n"
                 "and run the pipeline: DVC's cache has the results of both sides"
             ) from None
         if committed := git("-C", str(path.parent), "show", "HEAD:./dvc.lock"):
             with replacing(path) as file:
                 file.write_text(f"{committed}\n", encoding="utf-8")
-            print("dvc.lock had been cut short, and is as committed again", file=sys.stderr)
+            print(f"{name} had been cut short, and is as committed again", file=sys.stderr)
         else:
             path.unlink()
-            print("removed dvc.lock, which had been cut short", file=sys.stderr)
+            print(f"removed {name}, which had been cut short", file=sys.stderr)
 
 
 if __name__ == "__main__":

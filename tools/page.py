@@ -7,7 +7,7 @@ from pathlib import Path
 from vl_convert import javascript_bundle
 
 from stages.support.atomic import replacing
-from stages.support.errors import errors_as_messages
+from stages.support.errors import InputError, errors_as_messages
 
 PAGE = Path(".dvc/plots/page.html")
 
@@ -17,12 +17,14 @@ def main() -> None:
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     bundle = javascript_bundle()  # type: ignore[call-arg]  # its stub wants an argument
     page = template.replace("{vega}", bundle)
+    # The path is relative to .dvc. DVC fails where the page is missing, so the setting must stay in
+    # this checkout. The page comes last: if anything fails, it is missing, and make tries again.
+    where = str(PAGE.relative_to(".dvc"))
+    command = ["dvc", "config", "--local", "plots.html_template", where]
+    if subprocess.run(command, check=False).returncode:
+        raise InputError(f"`{' '.join(command)}` failed; the lines above say why")
     with replacing(PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    # The path is relative to .dvc. DVC fails where the page is missing, so the setting must stay in
-    # this checkout.
-    where = str(PAGE.relative_to(".dvc"))
-    subprocess.run(["dvc", "config", "--local", "plots.html_template", where], check=True)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def as_mnist(path: Path) -> npt.NDArray[np.uint8]:
     size = (max(1, round(scale * digit.width)), max(1, round(scale * digit.height)))
     digit = digit.resize(size, Image.Resampling.BOX)
     pixels = np.asarray(digit, np.float64)
+    if not pixels.any():
+        raise InputError(f"{path}: shows no digit: only specks, far from each other")
     pixels *= 255 / pixels.max()  # Thin strokes grow faint when they are made smaller.
     height, width = pixels.shape
     middle_y = (pixels.sum(axis=1) @ np.arange(height)) / pixels.sum()

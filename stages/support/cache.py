@@ -54,11 +54,11 @@ def _folder(_checkout: Path) -> Path | None:
 
 def _recorded(output: Path) -> dict[Path, str]:
     """Return path and MD5 of what dvc.lock records at or below `output`, and of its folder."""
-    try:
-        lock_file = Path("dvc.lock").absolute()
-        files = dict(_outputs(lock_file, lock_file.stat().st_mtime_ns))
-    except (OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # dvc.lock is missing, or half-written by another stage.
+    files: dict[Path, str] = {}
+    for lock_file in (Path("dvc.lock"), *Path().glob("variants/*/dvc.lock")):  # docs/scaling.md
+        # It may be missing, or half-written by another stage.
+        with suppress(OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError):
+            files |= _outputs(lock_file.absolute(), lock_file.stat().st_mtime_ns)
     for path, md5 in [*files.items()]:
         listed = cache_object(md5) if md5.endswith(".dir") else None
         if listed and path in (output, output.parent):

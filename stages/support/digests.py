@@ -26,11 +26,13 @@ def code_at_start() -> dict[str, str]:
     The first call computes the digests. `stages.__main__` calls this before it imports a stage, so
     the digests describe the code that the process runs, even if a file is edited later.
     """
-    # An editor may keep a dangling link beside an unsaved file, which is no file.
-    modules = [path for path in sorted(STAGES.glob("**/*.py")) if path.is_file()]
+    modules = sorted(STAGES.glob("**/*.py"))
     names = {path.relative_to(STAGES.parent).as_posix(): path for path in modules}
+    # Editors leave hidden copies and dangling links, which .dvcignore hides from DVC, too.
     return {
-        name: short_sha256(path) for name, path in names.items() if not name.startswith(UNRECORDED)
+        name: short_sha256(path)
+        for name, path in names.items()
+        if "/." not in name and not name.startswith(UNRECORDED)
     }
 
 

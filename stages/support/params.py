@@ -74,7 +74,7 @@ def _not_taken(name: str) -> str:
 
 
 _Name = Annotated[  # becomes part of file names, DVC's stage names and git references
-    str, _matching(NAME, "at most 40 lower-case letters, digits, - and _")
+    str, _matching(NAME, "at most 40 lower-case letters, digits, - and _, the first no - or _")
 ]
 _VariantName = Annotated[_Name, AfterValidator(_not_taken)]
 _Source = Annotated[
@@ -155,7 +155,7 @@ class Architecture(_Section):
         for before, width in zip(("M", *widths), widths, strict=False):
             if width != "M" and (type(width) is not int or not 1 <= width <= MAX_COUNT):
                 raise ValueError(
-                    f"has {_short(width, quoted=True)}, must be channels, 1 or more, or M"
+                    f"has {_short(width, quoted=True)}, must be channels, 1 to {MAX_COUNT}, or M"
                 )
             if width == before == "M":
                 raise ValueError("has an M that follows no convolution")

