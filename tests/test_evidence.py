@@ -23,7 +23,7 @@ import stages.train
 from evidence import record, replicate, statements, verdicts
 from evidence.batch_statistics import batches_now, frozen, moving, watch
 from evidence.paired import detectable, judge, share_above, sign_flip, t_interval
-from evidence.report import of_statements
+from evidence.report import by_epoch, of_statements
 from evidence.statements import EPOCHS, PREDICTIONS, SEEDS, STATEMENTS, VARIANTS, Block
 from stages.learning.history import EpochRow
 from stages.learning.inference import Images, load_images
@@ -289,7 +289,9 @@ def test_a_verdict_takes_all_seeds_on_one_side(
 
 def test_what_stands_beside_a_verdict() -> None:
     assert judge(UP[:7], 1).interval == pytest.approx(t_interval(UP[:7]))
-    assert judge([-0.01, *[5] * 7], 1).interval_agrees is False
+    disagrees = judge([-0.01, *[5] * 7], 1)
+    assert disagrees.interval_agrees is False
+    assert "| undecided; the interval disagrees |" in of_statements({"1": disagrees}, SEEDS)
     diverged = judge([math.nan, (0.1 + 0.2) - 0.3, *UP[2:]], 1)
     assert (diverged.differences[:2], diverged.mean) == ([None, 0], 33 / 7)
     assert share_above([1, 2, 0, -1]) == 2.5 / 4  # the tie counts half
@@ -398,7 +400,8 @@ def test_the_opposite_is_contradicted() -> None:
 def test_a_diverged_training_leaves_its_statements_undecided() -> None:
     def diverges(variant: str, seed: int, epoch: int) -> dict[str, float]:
         lost = (variant, seed) == ("sgd", 105) and epoch > 4
-        return as_claimed(variant, seed, epoch) | ({"train_loss": math.nan} if lost else {})
+        numbers = {"train_loss": math.nan, "gradient_conv1": math.inf} if lost else {}
+        return as_claimed(variant, seed, epoch) | numbers
 
     blocks = made_up(diverges)
     found = verdicts.judge_statements(blocks)
@@ -407,6 +410,7 @@ def test_a_diverged_training_leaves_its_statements_undecided() -> None:
         assert found[name].verdict == expected
     assert found["1"].differences[5] is None
     assert "| undecided; no difference: seed 105 | 10.00 points" in of_statements(found, SEEDS)
+    assert "inf" not in by_epoch([blocks[105], blocks[106]])
     assert outcomes(blocks, "sgd")["lag"] == "open"
     assert outcomes(blocks, "adam")["lag"] == "holds"
 

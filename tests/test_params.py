@@ -131,6 +131,11 @@ WRONG = [  # key, value, and the message after the file's name
     ("train.epochs", 10**25, f"train.epochs: {10**25}: must be less than or equal to 1000000"),
     ("network.widths", [10**25], f"network.widths: [{10**25}]: has {10**25}, {CHANNELS}"),
     ("variants.Big One", {}, "variants.Big One: 'Big One': must be at most 40 lower-case letters,"),
+    (
+        "variants._a",
+        {},
+        "'_a': must be at most 40 lower-case letters, digits, - and _, the first no",
+    ),
     (f"variants.{41 * 'x'}", {}, f"variants.{41 * 'x'}: '{41 * 'x'}': must be at most 40 lower-"),
     ("variants.head", {}, "variants.head: 'head': must be another name, since git and DVC use t"),
     ("variant", "foo", "variant: 'foo': must be one of sgd, adam"),

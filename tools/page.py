@@ -18,7 +18,8 @@ def main() -> None:
     bundle = javascript_bundle()  # type: ignore[call-arg]  # its stub wants an argument
     page = template.replace("{vega}", bundle)
     # The path is relative to .dvc. DVC fails where the page is missing, so the setting must stay in
-    # this checkout. The page comes last: if anything fails, it is missing, and make tries again.
+    # this checkout. The page comes last: if anything fails, it is missing or old, and make tries
+    # again.
     where = str(PAGE.relative_to(".dvc"))
     command = ["dvc", "config", "--local", "plots.html_template", where]
     if subprocess.run(command, check=False).returncode:
