@@ -28,7 +28,7 @@ PIP := .venv/bin/python -m pip
 env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 env-all: .venv/.stamp-all  ## the same, with Snakemake and all that tests need
 
-# Where DVC finds the page of its charts with their library in it; without it, they need a network.
+# DVC's page of charts, with the chart library in it. DVC's own page loads the library from the network.
 .dvc/plots/page.html: .venv/.stamp tools/page.py tools/page.html
 	python -m tools.page
 
@@ -36,11 +36,12 @@ repro: .venv/.stamp .dvc/plots/page.html  ## run the whole pipeline, or what cha
 	python -m tools.mend
 	dvc repro
 
-# A thread each for as many trainings as there are processors was 1.15 times as fast on two (docs/performance.md).
+# On two processors, two trainings side by side with one thread each were 1.15 times as fast as one
+# after the other with two threads (docs/performance.md).
 PROCESSORS := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 JOBS ?= $(PROCESSORS)
 
-parallel: .venv/.stamp-all .dvc/plots/page.html  ## as repro, with JOBS=N stages at a time that share the processors
+parallel: .venv/.stamp-all .dvc/plots/page.html  ## as repro, but JOBS=N stages at a time; by default one per processor
 	@[[ '$(JOBS)' =~ ^[1-9][0-9]*$$ ]] || { echo 'JOBS is a number, 1 or more: not $(JOBS)' >&2; exit 2; }
 	threads=$$(($(PROCESSORS) < $(JOBS) ? 1 : $(PROCESSORS) / $(JOBS))); \
 	snakemake --cores $$(($(JOBS) * threads)) --set-threads train=$$threads evaluate=$$threads
@@ -76,7 +77,7 @@ smoke: .venv/.stamp  ## the real pipeline in small, in a copy that it names: a f
 faults: .venv/.stamp-all  ## kill `make repro` a hundred times at random, run it again, compare the bytes
 	KILLS=100 pytest -n 0 -s tests/test_kills.py
 
-evidence: .venv/.stamp-all  ## train what evidence/ lacks of its protocol, two at a time; then the verdicts
+evidence: .venv/.stamp-all  ## do the trainings of evidence/protocol.md that are missing, then give the verdicts
 	snakemake --snakefile evidence/Snakefile --workflow-profile none --cores 2 --keep-going --nolock \
 		--rerun-incomplete --rerun-triggers mtime
 
