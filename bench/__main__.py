@@ -9,7 +9,7 @@ import torch
 from bench import epoch
 from bench.contenders import DEVICE
 from bench.report import draw, tables
-from bench.workers import load_images
+from bench.workers import sample_images
 from stages.support import machine
 from stages.support.atomic import write_json
 from stages.support.errors import errors_as_messages
@@ -37,7 +37,7 @@ def main() -> None:
     if images < 4 or rounds < 1:
         parser.error("--images must be at least 4, --rounds at least 1")
     # An error about the subset belongs here, not into every worker.
-    load_images(max(images, epoch.IMAGES) if options.memory else images)
+    sample_images(max(images, epoch.IMAGES) if options.memory else images)
 
     fastest = f"pipeline {epoch.precisions()[-1]}"
     results = {

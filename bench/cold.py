@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.pipeline import RAW, seconds
+from bench.pipeline import RAW, command_seconds
 from stages.evaluate import BATCH
 from stages.learning.device import set_up_device
 from stages.learning.inference import load_images, predict, predict_with_batch_statistics
@@ -31,7 +31,7 @@ def main() -> None:
         params["train"]["epochs"] = EPOCHS
         params["datasets"][params["dataset"]]["sources"] = [str(RAW.absolute())]
         write_params(copy, params)
-        whole = seconds(copy, "dvc", "repro")
+        whole = command_seconds(copy, "dvc", "repro")
         epochs = trained_seconds(copy / "metrics/timing")
         passes = evaluated_seconds(copy)
     rest = whole - epochs - passes

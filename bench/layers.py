@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.contenders import BATCH, CONTENDERS, KIND, PEAK_OPERATIONS, pipeline_network
 from bench.epoch import precisions
-from bench.workers import load_images, median_seconds
+from bench.workers import median_seconds, sample_images
 from stages.learning.inference import Images
 from stages.learning.loop import train_epoch
 from stages.learning.network import layers_with_weights
@@ -19,7 +19,7 @@ TURNS = 15
 
 def main() -> None:
     """Print a table: milliseconds and GFLOP/s of each layer's forward and backward pass."""
-    images = load_images(BATCH)
+    images = sample_images(BATCH)
     for precision in precisions():
         print_table(images, precision)
 

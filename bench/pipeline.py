@@ -42,7 +42,9 @@ def nothing_to_do(empty: Path) -> str:
         stages[name] = {"cmd": f"cp {name} {name}.out", "deps": [name], "outs": [f"{name}.out"]}
     make_repository(empty, stages)
     run(empty, "dvc", "repro")
-    turns = [[seconds(place, "dvc", "repro") for place in (Path(), empty)] for _ in range(TURNS)]
+    turns = [
+        [command_seconds(place, "dvc", "repro") for place in (Path(), empty)] for _ in range(TURNS)
+    ]
     ours, trivial = map(statistics.median, zip(*turns, strict=True))
     return (
         f"`dvc repro` with nothing to do: {ours:.2f} s; in a trivial pipeline of as many stages, "
@@ -90,7 +92,7 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def seconds(folder: Path, *command: str) -> float:
+def command_seconds(folder: Path, *command: str) -> float:
     """Return how long the command takes in the folder."""
     started = time.perf_counter()
     run(folder, *command)

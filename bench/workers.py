@@ -66,7 +66,7 @@ def _become(name: str, images: int, threads: int) -> None:
     """Make this process the worker of a contender."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     torch.set_num_threads(threads)
-    split = load_images(images)
+    split = sample_images(images)
     before = peak_memory()
     contender = CONTENDERS[name](split)
     ANSWERS.update(
@@ -81,7 +81,7 @@ def _answer(question: str) -> float:
     return ANSWERS[question]()
 
 
-def load_images(count: int) -> Images:
+def sample_images(count: int) -> Images:
     """Return so many training images, of all classes alike, or raise an InputError."""
     split = load_split(SUBSET, "train")
     if len(split.labels) < count:

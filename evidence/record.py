@@ -100,8 +100,8 @@ def read(table: Path) -> tuple[Record, list[EpochRow]] | None:
         return None
     try:
         record = read_record(table.with_suffix(".json"), Record)
+        if record.table != short_sha256(table):
+            raise InputError(f"{table} is not the table that its record describes")
+        return record, read_table(table, EpochRow)
     except InputError as error:
         raise InputError(f"{str(error).partition(';')[0]}; {REMEDY}") from None
-    if record.table != short_sha256(table):
-        raise InputError(f"{table} is not the table that its record describes; {REMEDY}")
-    return record, read_table(table, EpochRow)

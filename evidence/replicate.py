@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evidence.batch_statistics import accuracy, batches_now, frozen, moving, watch
-from evidence.record import TABLES, Record, clean_commit, learning_digest, write
+from evidence.record import TABLES, Record, clean_commit, learning_digest, read, write
 from evidence.statements import EPOCHS, FROZEN, MOVING
 from stages.learning.device import set_up_device
 from stages.learning.inference import Images, load_images
@@ -23,6 +23,7 @@ from stages.learning.weights import untrained
 from stages.support import machine
 from stages.support.digests import short_sha256
 from stages.support.errors import InputError, errors_as_messages
+from stages.support.locks import sole_run
 from stages.support.params import Params, load_params
 
 TEST_IMAGES = 200  # of each class
@@ -120,7 +121,11 @@ if __name__ == "__main__":
     parser.add_argument("variant")
     parser.add_argument("seed", type=int)
     options = parser.parse_args()
-    with errors_as_messages():
+    name = f"{options.variant}-{options.seed}"
+    with errors_as_messages(), sole_run(f"replicate-{name}"):
         if (found := load_params().train.epochs) != EPOCHS:
             raise InputError(f"params.yaml: train.epochs: {found}: the protocol has {EPOCHS}")
-        main(options.variant, options.seed)
+        if read(TABLES / f"{name}.csv"):  # Another process may have held the lock to make it.
+            print(f"{TABLES}/{name}.csv is there: remove it and its record to train again")
+        else:
+            main(options.variant, options.seed)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evidence import drawings, report
 from evidence.paired import Finding, judge
-from evidence.record import TABLES, Record, read
+from evidence.record import REMEDY, TABLES, Record, read
 from evidence.statements import (
     ABOVE,
     EPOCHS,
@@ -98,7 +98,7 @@ def read_blocks(tables: Path) -> dict[int, Block]:
         everything += records
         for variant, history in blocks[seed].items():
             if [row.epoch for row in history] != [*range(1, EPOCHS + 1)]:
-                raise InputError(f"{tables}/{variant}-{seed}.csv has not {EPOCHS} epochs")
+                raise InputError(f"{tables}/{variant}-{seed}.csv has not {EPOCHS} epochs; {REMEDY}")
     require_one("subset", [record.images for record in everything])
     require_one("setting", [common_setting(record.training) for record in everything])
     return blocks
@@ -107,7 +107,10 @@ def read_blocks(tables: Path) -> dict[int, Block]:
 def require_one(what: str, values: Iterable[object]) -> None:
     """Raise an InputError if the values differ."""
     if len(different := {str(value) for value in values}) > 1:
-        raise InputError(f"the tables name more than one {what}: {', '.join(sorted(different))}")
+        raise InputError(
+            f"the tables name more than one {what}: {', '.join(sorted(different))}; remove the "
+            "tables and records of all but one, and `make evidence` trains them again"
+        )
 
 
 def common_setting(training: Mapping[str, object]) -> dict[str, object]:

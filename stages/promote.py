@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.support.atomic import replacing
+from stages.support.atomic import write_bytes
 from stages.support.errors import misplaced
 from stages.support.params import load_params
 from stages.support.tensors import read_tensors
@@ -23,7 +23,5 @@ def main(weights: Path, model: Path) -> None:
             f"{weights} is of variant {trained[0]} and seed {trained[1]}, "
             f"params.yaml selects {params.variant} and {params.seeds[0]}"
         )
-    content = weights.read_bytes()
-    with replacing(model) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(model, weights.read_bytes())
     print(f"{weights} is now {model}")

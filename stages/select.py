@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from stages.reporting.tables import CurveRow
-from stages.support.atomic import replacing
+from stages.support.atomic import write_bytes
 from stages.support.errors import unusable
 from stages.support.params import load_params
 from stages.support.tables import read_table
@@ -39,6 +39,5 @@ def main(
         selected_variant: yaml.safe_dump({"selected": chosen}, sort_keys=False).encode(),
     }
     for path, content in contents.items():
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(path, content)
     print(f"selected {params.variant}")

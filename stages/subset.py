@@ -49,8 +49,8 @@ def read(path: Path, sha256: Mapping[str, str]) -> npt.NDArray[np.uint8]:
         sha256: digests by the names of files; a file may have none.
 
     Raises:
-        InputError: the file is missing, is no IDX file of its kind, or has another digest; without
-            a digest, that it comes from a damaged object of DVC's cache.
+        InputError: the file is missing, is no IDX file of its kind, or has another digest. Without
+            a digest to compare, a file that comes from a damaged object of DVC's cache is refused.
     """
     try:
         content = path.read_bytes()

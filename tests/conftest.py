@@ -57,16 +57,6 @@ def write_idx(folder: Path, per_class: int = PER_CLASS) -> dict[str, str]:
     return sha256
 
 
-def digests_of_results(checkout: Path) -> dict[str, str]:
-    """Return the SHA-256 of every result by its path, timings aside."""
-    files = [path for top in ("data", "models", "metrics") for path in checkout.glob(f"{top}/**/*")]
-    return {
-        str(path.relative_to(checkout)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if path.is_file() and "timing" not in path.parts and path.name != ".gitignore"
-    }
-
-
 def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     """Return an array of bytes in the IDX format."""
     return (
@@ -145,8 +135,14 @@ class Project:
         self.run("git", "commit", "--quiet", "--message", "a state")
 
     def digests(self) -> dict[str, str]:
-        """Return the digest of every result, timings aside."""
-        return digests_of_results(self.folder)
+        """Return the SHA-256 of every result by its path, timings aside."""
+        tops = ("data", "models", "metrics")
+        files = [path for top in tops for path in self.folder.glob(f"{top}/**/*")]
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+            if path.is_file() and "timing" not in path.parts and path.name != ".gitignore"
+        }
 
     def clone(self, folder: Path) -> "Project":
         """Return a plain git clone: no cache, no data, no models."""

@@ -51,11 +51,7 @@ class Cluster:
         """Start a daemon that writes a log of this name."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def start_node(self, name: str) -> None:
@@ -117,6 +113,8 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout=10
+# Slurm would forget a job five minutes after its end, and the tests ask for it later.
+MinJobAge=86400
 # Some clusters start no job again, unless it asks for it, as profiles/slurm does.
 JobRequeue=0
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -246,7 +246,8 @@ def test_a_large_graph_has_the_shape_of_the_pipeline(
     assert (len(needs), len(trainings), len(evaluations)) == (32, 20, 10)
     assert all(needs[training] == ["subset"] for training in trainings)
     assert sorted(needs["compare"]) == sorted(evaluations)
-    assert sorted(needs["v0/dvc.yaml:evaluate@v0"]) == [f"v0/dvc.yaml:train@v0-{i}" for i in (0, 1)]
+    first = "variants/v0/dvc.yaml"  # where `tools.mend`, whose time is told, looks for dvc.lock
+    assert sorted(needs[f"{first}:evaluate@v0"]) == [f"{first}:train@v0-{seed}" for seed in (0, 1)]
 
 
 @pytest.mark.slow
@@ -320,7 +321,7 @@ def test_what_a_gpu_is_worth_is_told_and_the_script_works_without_one(
     gpu.main()
     *_, row = capsys.readouterr().out.splitlines()
     seconds = r"\| [\d.]+ s \| [\d.]+ \| [\d.]+ "
-    assert re.fullmatch(rf"\| bf16 \| sgd \| 0\.\d+ {seconds}\| yes \| yes \|", row)
+    assert re.fullmatch(rf"\| bf16 \| sgd \| [01]\.\d+ {seconds}\| yes \| yes \|", row)
     with project.params() as params:
         params["train"]["epochs"] = 1
     with pytest.raises(InputError, match=r"train\.epochs: 2 or more"):

@@ -162,6 +162,16 @@ def test_a_copy_is_committed_without_the_users_hooks_and_signature(
     assert git("-C", str(copy), "status", "--porcelain") == ""
 
 
+def test_a_file_whose_name_is_no_utf_8_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path / "checkout", check=True)
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "checkout" / name).touch()
+    (tmp_path / "copy").mkdir()
+    copy_checkout(tmp_path / "checkout", tmp_path / "copy")
+    assert (tmp_path / "copy" / name).exists()
+
+
 @pytest.mark.slow
 def test_a_rebase_that_runs_the_tools_leaves_the_repository_alone(
     outer: Outer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

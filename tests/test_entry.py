@@ -84,11 +84,7 @@ def test_without_a_stage_the_entry_lists_every_stage_with_a_line(entry: Entry) -
         (["train", "adam", "0", *OUTPUTS], 1, "no/train.safetensors"),
         (["evaluate", "foo", *["no"] * 7], 1, "names no variant foo"),
         (["subset", "no", "no"], 1, "no/train-images-idx3-ubyte"),
-        (
-            ["promote", "params.yaml", "no"],
-            1,
-            "params.yaml: is not one of this pipeline's tensor files",
-        ),
+        (["promote", "params.yaml", "no"], 1, "params.yaml: is not one of this pipeline's tensor"),
         (["select", "no", "params.yaml", *["no"] * 3], 1, "params.yaml: "),
     ],
 )
@@ -208,13 +204,9 @@ with errors_as_messages():
 
 
 @pytest.mark.parametrize("postponed", [False, True])
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
-    ids=["the same", "another"],
-)
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once_what_still_obeys_the_first(
-    postponed: bool, first: signal.Signals, second: signal.Signals
+    postponed: bool, second: signal.Signals
 ) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OBEYING_FOR_LONG.format(postponed=postponed)],
@@ -225,8 +217,8 @@ def test_a_second_signal_ends_at_once_what_still_obeys_the_first(
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(first)
-        assert any(first.name in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert any("SIGINT" in line for line in process.stdout)
         process.send_signal(second)
         assert process.wait() == -second
 

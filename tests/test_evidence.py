@@ -31,6 +31,8 @@ from stages.learning.loop import make_optimizer, set_seed, train
 from stages.learning.network import Network
 from stages.learning.split import SPLITS, Split, save_split
 from stages.learning.weights import load_network, untrained
+from stages.support.atomic import write_json
+from stages.support.digests import short_sha256
 from stages.support.errors import InputError
 from stages.support.params import Params, load_params
 from stages.support.tables import read_table
@@ -192,6 +194,12 @@ def test_a_table_names_its_origin_and_belongs_to_its_record(checkout: Path) -> N
         file.write("4" + ",0.5" * 20 + "\n")
     with pytest.raises(InputError, match=r"adam-100.*; `git checkout evidence/tables` restores"):
         record.read(table)
+    # A table from before a column was needed. DVC cannot make it anew.
+    table.write_text("epoch\n1\n", encoding="utf-8")
+    lacking = origin.model_copy(update={"table": short_sha256(table)})
+    write_json(table.with_suffix(".json"), lacking.model_dump())
+    with pytest.raises(InputError, match=r"Field required; `git checkout evidence/tables` resto"):
+        record.read(table)
     table.with_suffix(".json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match=r"adam-100.*; `git checkout evidence/tables` restores"):
         record.read(table)
@@ -232,6 +240,19 @@ def test_other_epochs_than_the_protocols_train_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["replicate", "adam", str(SEED)])
     with pytest.raises(SystemExit, match=r"train\.epochs: 3: the protocol has 10"):
         runpy.run_module("evidence.replicate", run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
+def test_a_table_that_is_there_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(CHECKOUT / "params.yaml", tmp_path)
+    write_tables(tmp_path / "evidence/tables")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["replicate", "adam", str(SEED)])
+    runpy.run_module("evidence.replicate", run_name="__main__")
+    assert "adam-100.csv is there: remove it" in capsys.readouterr().out
 
 
 # What differences say.
@@ -433,11 +454,11 @@ def test_there_is_no_verdict_before_all_eight_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"learning": "other"}, "more than one stages/learning for seed 103: l, other"),
+        ({"learning": "other"}, "one stages/learning for seed 103: l, other; remove the tables"),
         ({"ran_on": {"processor": "q"}}, "more than one machine for seed 103"),
         ({"images": {"test": "other"}}, "more than one subset"),
         ({"training": {"variant": "adam", "batch_size": 32}}, "more than one setting"),
-        ({"epochs": 9}, r"adam-103\.csv has not 10 epochs"),
+        ({"epochs": 9}, r"adam-103\.csv has not 10 epochs; `git checkout evidence/tables` resto"),
     ],
 )
 def test_tables_that_do_not_belong_together_are_refused(

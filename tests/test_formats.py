@@ -107,6 +107,11 @@ class Row(BaseModel):
     nothing: float
 
 
+def test_a_row_that_is_older_than_a_column_has_an_empty_cell_there(tmp_path: Path) -> None:
+    write_table(tmp_path / "table.csv", [{"epoch": 1}, {"epoch": 2, "cores": 4}])
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8") == "epoch,cores\n1,\n2,4\n"
+
+
 def test_a_table_is_this_text_and_reads_back_as_the_same_numbers(tmp_path: Path) -> None:
     values = [1 / 3, 1e-300, -0.0, 0.1 + 0.2, 1e22, 2**53 + 1.0, math.inf]
     rows = [

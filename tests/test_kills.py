@@ -20,7 +20,7 @@ import torch
 
 from stages.support import machine
 from tests.commands import started
-from tests.conftest import Project, digests_of_results
+from tests.conftest import Project
 
 KILLS = int(os.environ.get("KILLS", "4"))
 SEED = 0
@@ -87,9 +87,8 @@ def killed_run(
 
 def require_whole(folder: Path, results: dict[str, str], finished: bool) -> None:
     """Check that every file is a whole result or temporary; at the end, that all are there."""
-    found = {
-        name: sha for name, sha in digests_of_results(folder).items() if not DVCS_OWN.search(name)
-    }
+    digests = Project(folder).digests()
+    found = {name: sha for name, sha in digests.items() if not DVCS_OWN.search(name)}
     wrong = {name for name in found if found[name] != results.get(name)}
     if finished:
         wrong |= results.keys() - found.keys()

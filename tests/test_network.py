@@ -21,14 +21,7 @@ from stages.learning.network import Network, layers_with_weights, vgg
 from stages.learning.weights import load_network, save_weights
 from stages.support import machine
 from stages.support.errors import InputError
-from stages.support.params import (
-    CLASSES,
-    Activation,
-    Architecture,
-    Precision,
-    Scale,
-    Variant,
-)
+from stages.support.params import CLASSES, Activation, Architecture, Precision, Scale, Variant
 from tests.conftest import TINY
 
 ADAM = Variant(activation="relu", dropout=0.5, optimizer="adam", lr=0.001)

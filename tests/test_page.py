@@ -101,16 +101,6 @@ def prepared(shown: Project, tmp_path: Path) -> Project:
     return copy_of(shown, tmp_path)
 
 
-def changed(shown: Project, folder: Path, old: str, new: str) -> Path:
-    """Return a copy of the page in which the last occurrence of a text is another."""
-    shutil.copytree(shown.folder / "dvc_plots", folder / "dvc_plots")
-    page = folder / "dvc_plots/index.html"
-    before, found, after = page.read_text(encoding="utf-8").rpartition(old)
-    assert found
-    page.write_text(f"{before}{new}{after}", encoding="utf-8")
-    return page
-
-
 def test_the_page_shows_every_chart_and_tells_the_story_in_order(shown: Project) -> None:
     page = browse(shown.folder / "dvc_plots/index.html")
     for chart in CURVES:
@@ -173,7 +163,7 @@ def test_of_two_commits_the_charts_are_shown_with_both(prepared: Project) -> Non
     assert len(page.images) == 2 * 3
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Project, tmp_path: Path) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(prepared: Project) -> None:
     measure = """<script>setTimeout(() => {
         // A figure may be wider than its frame, in which it is pushed aside.
         const pictures = [...document.querySelectorAll("svg, .charts > div")];
@@ -182,10 +172,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Project, tmp_path: P
         told.textContent = `${edges.length} to ${Math.max(...edges)}`;
         document.body.append(told);
     }, 5000)</script></body>"""
-    page = changed(shown, tmp_path, "</body>", measure)
+    page = prepared.folder / "dvc_plots/index.html"
     # The browser's own window does not get as narrow.
     text = page.read_text(encoding="utf-8").replace("<html ", '<html style="width: 390px" ', 1)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(measure.join(text.rsplit("</body>", 1)), encoding="utf-8")
     pictures, right = browse(page).order[-1].split(" to ")
     assert int(pictures) >= len(CURVES | OF_VARIANT)
     assert 300 < float(right) <= 390

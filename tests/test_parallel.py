@@ -5,13 +5,12 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.commands import started
-from tests.conftest import UP_TO_DATE, Project, copy_of, stages_run
+from tests.conftest import UP_TO_DATE, Project, stages_run
 
 STAGES = {
     *("download", "subset", "train@sgd-0", "train@adam-0", "evaluate@sgd", "evaluate@adam"),
@@ -24,35 +23,22 @@ ASSUMED = ("--assume-old=.venv/.stamp", "--assume-old=.venv/.stamp-all")
 PARALLEL = ("make", *ASSUMED, "parallel", f"JOBS={JOBS}")
 
 
-@pytest.fixture(scope="module")
-def run_in_parallel(new_project: Callable[[], Project]) -> tuple[Project, str]:
-    """A project that has run with several stages at a time, and what it printed; do not change."""
+@pytest.mark.slow
+def test_several_stages_at_a_time_make_the_bytes_of_one_and_leave_nothing_to_do(
+    new_project: Callable[[], Project], finished: Project
+) -> None:
     project = new_project()
     printed = project.run(*PARALLEL)
-    project.commit()
-    return project, printed
-
-
-@pytest.mark.slow
-def test_several_stages_at_a_time_make_the_bytes_of_one_at_a_time(
-    run_in_parallel: tuple[Project, str], finished: Project
-) -> None:
-    parallel, printed = run_in_parallel
     assert set(stages_run(printed)) == STAGES
     marks = re.findall(r"^(?:local)?rule train:|: Epoch \[2/2\]", printed, re.MULTILINE)
     assert ["train" in mark for mark in marks[:2]] == [True, True], "the trainings did not overlap"
 
-    assert parallel.digests() == finished.digests()
-    with (parallel.folder / "metrics/timing/sgd/0.csv").open(encoding="utf-8") as file:
+    assert project.digests() == finished.digests()
+    with (project.folder / "metrics/timing/sgd/0.csv").open(encoding="utf-8") as file:
         assert {row["threads"] for row in csv.DictReader(file)} == {"1"}
-    assert set(parallel.lock()["stages"]) == set(finished.lock()["stages"]) == STAGES
+    assert set(project.lock()["stages"]) == set(finished.lock()["stages"]) == STAGES
 
-
-@pytest.mark.slow
-def test_afterwards_there_is_nothing_to_do_for_either(
-    run_in_parallel: tuple[Project, str], tmp_path: Path
-) -> None:
-    project = copy_of(run_in_parallel[0], tmp_path)
+    project.commit()
     assert UP_TO_DATE in project.run("dvc", "status")
     assert UP_TO_DATE in project.run("dvc", "repro")
     assert stages_run(project.run(*PARALLEL)) == []

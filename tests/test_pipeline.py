@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
-from stages.learning.device import choose_precision
+from stages.learning.device import CPU_BF16, choose_precision
 from stages.learning.history import EpochRow
 from stages.reporting import figures
 from stages.reporting.summary import Summary
@@ -36,16 +36,6 @@ def chart_points(plots: str, title: str) -> list[dict[str, str]]:
     (chart,) = json.loads(plots)["data"][title]
     points: list[dict[str, str]] = chart["content"]["data"]["values"]
     return points
-
-
-def readers_of_changes(project: Project) -> dict[str, set[str]]:
-    """Return the stages that a changed dependency makes stale, by its path."""
-    readers = defaultdict(set)
-    for stage, reasons in json.loads(project.run("dvc", "status", "--json")).items():
-        for reason in reasons:
-            for path in reason.get("changed deps", {}):
-                readers[path].add(stage)
-    return dict(readers)
 
 
 def rewrite(path: Path, content: str) -> None:
@@ -74,7 +64,12 @@ def test_an_edit_makes_exactly_the_stages_stale_that_the_room_says(project: Proj
     for module in project.folder.glob("stages/**/*.py"):  # of stages/support too
         module.write_text(f"{module.read_text(encoding='utf-8')}# edited\n", encoding="utf-8")
     (project.folder / "stages/learning/schedule.py").touch()
-    assert readers_of_changes(project) == {
+    readers: dict[str, set[str]] = defaultdict(set)
+    for stage, reasons in json.loads(project.run("dvc", "status", "--json")).items():
+        for reason in reasons:
+            for path in reason.get("changed deps", {}):
+                readers[path].add(stage)
+    assert readers == {
         "stages/download.py": {"download"},
         "stages/subset.py": {"subset"},
         "stages/train.py": TRAININGS,
@@ -233,7 +228,8 @@ def test_variants_of_machines_with_different_precisions_are_not_compared(
     there = "fp32" if here == "bf16" else "bf16"
     with monkeypatch.context() as patch:
         # The other kind of machine: one that multiplies bfloat16, or one that does not.
-        patch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": there == "bf16"})
+        other = {**torch.cpu.get_capabilities(), **dict.fromkeys(CPU_BF16, there == "bf16")}
+        patch.setattr(torch.cpu, "get_capabilities", lambda: other)
         project.stage_again("train@sgd-0")
         project.stage_again("evaluate@sgd")
     found = f"sgd with seed 0 in {there}, adam with seed 0 in {here}"
@@ -305,6 +301,6 @@ def test_progress_names_a_file_of_tensors_that_is_not_ours(project: Project) -> 
 def test_one_epoch_is_one_tick() -> None:
     axes = Figure().subplots()
     axes.plot([1], [0.5])
-    figures._label(axes, "", "")
+    figures._label_accuracy(axes, "")
     start, end = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if start <= tick <= end] == [1]

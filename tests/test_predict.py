@@ -16,6 +16,7 @@ from stages.learning.loop import make_optimizer, set_seed, train
 from stages.learning.weights import save_weights, untrained
 from stages.support.errors import InputError
 from stages.support.params import load_params
+from stages.support.tensors import read_tensors, write_tensors
 from tests.conftest import TINY
 from tools import predict
 from tools.copies import plain_params, write_params
@@ -166,6 +167,15 @@ def test_what_is_no_picture_or_shows_no_digit_gets_one_line(tmp_path: Path) -> N
 def test_a_missing_model_is_told_with_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`make smoke` makes one"):
         run("--model", tmp_path / "no", tmp_path / "x.png")
+
+
+def test_a_model_whose_training_diverged_tells_no_digit(model: Path, tmp_path: Path) -> None:
+    tensors, description = read_tensors(model)
+    next(iter(tensors.values())).fill(np.nan)
+    write_tensors(tmp_path / "diverged", tensors, description)
+    draw(3).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="diverged: its training diverged"):
+        run("--model", tmp_path / "diverged", tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("paper", "ink"), [(60_000, 30_000), (3_000, 300), (0, 65_535)])

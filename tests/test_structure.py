@@ -131,10 +131,9 @@ def test_the_paths_of_a_command_are_its_dependencies_and_outputs(stage: str) -> 
 
 
 def ignored(folder: Path, *names: str) -> set[str]:
-    """Return which of the names git ignores in the folder."""
-    done = subprocess.run(
-        ["git", "check-ignore", *names], cwd=folder, stdout=subprocess.PIPE, text=True, check=False
-    )
+    """Return which of the names git would ignore in the folder, if it did not track them."""
+    command = ["git", "check-ignore", "--no-index", *names]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     return set(done.stdout.splitlines())
 
 
@@ -168,12 +167,8 @@ def test_a_checkout_with_other_ends_of_lines_has_the_same_bytes(
 ) -> None:
     clone = ["git", "-c", "core.autocrlf=true", "clone", "--quiet", str(finished.folder), "."]
     subprocess.run(clone, cwd=tmp_path, check=True)
-    for name in (
-        "stages/train.py",
-        "params.yaml",
-        "metrics/curves.csv",
-        "metrics/figures/modes.png",
-    ):
+    names = ("stages/train.py", "params.yaml", "metrics/curves.csv", "metrics/figures/modes.png")
+    for name in names:
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
 
 

@@ -120,7 +120,6 @@ def damage_dvcs_copy() -> None:
 
 CHANGED = idx(IMAGES)[:3000] + bytes(6) + idx(IMAGES)[3006:]
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {  # what happens, and what is told
-    "too many": (lambda: ask_for(10), "params.yaml: data.per_class: 10: the train split has only"),
     "truncated": (
         lambda: TEST_IMAGES.write_bytes(idx(IMAGES)[:-1]),
         f"{TEST_IMAGES}: is not whole",
@@ -134,7 +133,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {  # what happens, and wh
         damage_dvcs_copy,
         f"{TRAIN_LABELS}: damaged; DVC's copy is damaged too: `rm -f {TRAIN_LABELS} ",
     ),
-    "missing": (TRAIN_LABELS.unlink, f"{TRAIN_LABELS}: No such file"),
 }
 
 

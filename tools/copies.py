@@ -1,5 +1,6 @@
 """Copies of this checkout with parameters of their own, for tools and tests."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -17,10 +18,8 @@ def copy_checkout(checkout: Path, copy: Path) -> None:
     if not git("-C", str(checkout), "rev-parse", "--git-dir"):
         raise InputError(f"{checkout} is not a git repository: clone it instead of unpacking it")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.check_output(
-        listed, cwd=checkout, text=True, env=environment_without_git_variables()
-    )
-    for name in filter(None, names.split("\0")):
+    names = subprocess.check_output(listed, cwd=checkout, env=environment_without_git_variables())
+    for name in filter(None, os.fsdecode(names).split("\0")):  # A name may be no UTF-8.
         is_result = name == "dvc.lock" or name.startswith("metrics/")
         if not is_result and (checkout / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from dvc.utils.strictyaml import (  # type: ignore[import-untyped]
     YAMLValidationError,
 )
 
-from stages.support.atomic import replacing, write_json
+from stages.support.atomic import write_bytes, write_json
 from stages.support.errors import InputError, errors_as_messages
 from stages.support.git import git
 from stages.support.params import load_params
@@ -99,8 +99,7 @@ def _mend_lock(path: Path, repo: Repo) -> None:
                 "and run the pipeline: DVC's cache has the results of both sides"
             ) from None
         if committed := git("-C", str(path.parent), "show", "HEAD:./dvc.lock"):
-            with replacing(path) as file:
-                file.write_text(f"{committed}\n", encoding="utf-8")
+            write_bytes(path, f"{committed}\n".encode())
             print(f"{name} had been cut short, and is as committed again", file=sys.stderr)
         else:
             path.unlink()

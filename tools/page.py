@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vl_convert import javascript_bundle
 
-from stages.support.atomic import replacing
+from stages.support.atomic import write_bytes
 from stages.support.errors import InputError, errors_as_messages
 
 PAGE = Path(".dvc/plots/page.html")
@@ -24,8 +24,7 @@ def main() -> None:
     command = ["dvc", "config", "--local", "plots.html_template", where]
     if subprocess.run(command, check=False).returncode:
         raise InputError(f"`{' '.join(command)}` failed; the lines above say why")
-    with replacing(PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_bytes(PAGE, page.encode())
 
 
 if __name__ == "__main__":

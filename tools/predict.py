@@ -30,8 +30,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.model.exists():
         raise InputError(
-            f"{options.model}: not there: `dvc pull` or `dvc repro` brings {MODEL}, and --model "
-            "names another: `make smoke` makes one in minutes"
+            f"{options.model}: not there: `dvc repro` makes {MODEL}, or `dvc pull` brings it where "
+            "a remote is set; --model names another: `make smoke` makes one in minutes"
         )
     try:
         network = load_network(options.model)
@@ -45,6 +45,8 @@ def main() -> None:
     pad = description["pad"]
     padded = np.pad(pictures, ((0, 0), (pad, pad), (pad, pad)))
     logits = predict(network, torch.from_numpy(padded[:, None]))
+    if not logits.isfinite().all():
+        raise InputError(f"{options.model}: its training diverged, so it knows no digit")
     for path, probabilities in zip(options.files, logits.softmax(dim=1), strict=True):
         digit = int(probabilities.argmax())
         print(f"{path}: {digit} ({probabilities[digit]:.1%})")

@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,10 +50,11 @@ def main() -> None:
 def print_table() -> None:
     """Print README's table of results: a row per variant, and where it ran."""
     params = load_params()
+    starts = list(row_starts())  # All are read before anything is printed.
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     places = set()
-    for variant, start in row_starts():
+    for variant, start in starts:
         timings = [
             row
             for seed in params.seeds
@@ -112,7 +114,8 @@ def row_starts() -> Iterator[tuple[str, str]]:
 
 
 def describe(place: dict[str, str]) -> str:
-    """Return in words where an epoch ran."""
+    """Return in words where an epoch ran. Older timings may lack a column."""
+    place = defaultdict(lambda: "unknown", place)
     return (
         f"{place['processor'] or 'a processor without a name'} ({place['machine']} "
         f"{place['instructions']}), {place['cores']} cores, {place['threads']} threads, "

@@ -68,7 +68,12 @@ def main() -> None:
         # Quoted, since DVC would read a name such as 1e3 as a number.
         command += ["--set-param", f"variant='{variant}'"]
         command += ["--message", MESSAGE_OF_VARIANTS.format(variant), "select"]
-        if run(command, stdin=subprocess.DEVNULL).returncode:
+        # Not `subprocess.run`, which kills dvc after a signal: dvc has stashed the user's edits,
+        # and brings them back before it ends. Leaving the block waits for that.
+        environment = environment_without_git_variables()
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as dvc:
+            dvc.wait()
+        if dvc.returncode:
             raise InputError(f"dvc made no experiment {variant}; see above")
     if missing := set(variants) - set(experiments().values()):
         raise InputError(f"dvc made no experiment {', '.join(sorted(missing))}, and gave no reason")

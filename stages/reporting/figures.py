@@ -59,7 +59,7 @@ def modes(curves: Curves) -> Figure:
             markersize=11,
             label="test images with batch statistics (last epoch)",
         )
-        _label(axes, variant, "accuracy")
+        _label_accuracy(axes, variant)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Accuracy on the training images, in training mode and in evaluation mode")
     return figure
@@ -74,7 +74,7 @@ def accuracy_by_variant(curves: Curves) -> Figure:
             ("test_accuracy", "test", TEST, "o"),
         ):
             _draw(axes, rows, column, label, colour, marker)
-        _label(axes, variant, "accuracy")
+        _label_accuracy(axes, variant)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -85,7 +85,7 @@ def test_accuracies(curves: Curves) -> Figure:
     for position, (variant, rows) in enumerate(curves.items()):
         colour, marker = PALETTE[position % len(PALETTE)], "osD^vPX"[position % 7]
         _draw(axes, rows, "test_accuracy", variant, colour, marker)
-    _label(axes, "Test accuracy", "accuracy")
+    _label_accuracy(axes, "Test accuracy")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -160,10 +160,10 @@ def _draw(
     axes.plot(epochs, values.mean(axis=0), color=colour, marker=marker, markersize=4, label=label)
 
 
-def _label(axes: Axes, title: str, quantity: str) -> None:
+def _label_accuracy(axes: Axes, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(quantity)
+    axes.set_ylabel("accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.3)

@@ -106,7 +106,12 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON. A number that JSON lacks, such as NaN, is a ValueError."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_bytes(path, f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode())

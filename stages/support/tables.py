@@ -15,9 +15,13 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `rows` under the first row's keys. A float's text reads back as the same float."""
+    """Write `rows` under the keys that they have. A float's text reads back as the same float.
+
+    A row without one of the keys, as an older checkpoint may hold, gets an empty cell there.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
