@@ -28,7 +28,8 @@ PIP := .venv/bin/python -m pip
 env: .venv/.stamp  ## build the environment in .venv, or bring it up to date
 env-all: .venv/.stamp-all  ## the same, with Snakemake and all that tests need
 
-# DVC's page of charts, with the chart library in it. DVC's own page loads the library from the network.
+# DVC's page of charts, with the chart library in it. DVC's own page loads the library from the
+# network.
 .dvc/plots/page.html: .venv/.stamp tools/page.py tools/page.html
 	python -m tools.page
 

@@ -108,8 +108,8 @@ def require_one(what: str, values: Iterable[object]) -> None:
     """Raise an InputError if the values differ."""
     if len(different := {str(value) for value in values}) > 1:
         raise InputError(
-            f"the tables name more than one {what}: {', '.join(sorted(different))}; remove the "
-            "tables and records of all but one, and `make evidence` trains them again"
+            f"the tables name more than one {what}: {', '.join(sorted(different))}; keep those of "
+            "this checkout and machine, remove the others, and `make evidence` trains them again"
         )
 
 

@@ -102,7 +102,7 @@ class _Lasting:
 
 
 def _outlive_the_terminal() -> None:
-    """Keep a stage running if a stream closes, as with `nohup`, or lacks a character."""
+    """Keep a stage running if a stream can no longer be written, or lacks a character."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         stream.reconfigure(errors="replace")

@@ -454,7 +454,7 @@ def test_there_is_no_verdict_before_all_eight_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"learning": "other"}, "one stages/learning for seed 103: l, other; remove the tables"),
+        ({"learning": "other"}, "one stages/learning for seed 103: l, other; keep those of"),
         ({"ran_on": {"processor": "q"}}, "more than one machine for seed 103"),
         ({"images": {"test": "other"}}, "more than one subset"),
         ({"training": {"variant": "adam", "batch_size": 32}}, "more than one setting"),

@@ -245,7 +245,7 @@ def test_an_unreadable_file_gives_one_line_with_its_name(
 @pytest.mark.parametrize(
     ("key", "written", "meant"),
     [
-        # As DVC writes small numbers.
+        # Other ways to write 0.001. To YAML 1.1 they are texts.
         ("variants.adam.lr", "1E-3", 1e-3),
         ("variants.adam.lr", "1.e-3", 1e-3),
         # A digest may begin like a number.

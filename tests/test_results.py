@@ -149,6 +149,12 @@ def test_a_file_that_is_no_table_is_named(
         read_table(tmp_path / "x.csv", ConfusionRow)
 
 
+def test_a_gradient_that_is_no_number_is_named_with_its_column(tmp_path: Path) -> None:
+    write_table(tmp_path / "x.csv", [history(0.5)[0].model_dump() | {"gradient_conv1": "steep"}])
+    with pytest.raises(InputError, match=r"x\.csv: gradient_conv1: "):
+        read_table(tmp_path / "x.csv", EpochRow)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -183,12 +189,14 @@ def test_readme_is_held_to_what_make_table_prints(
     table.main()
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines()[2:4]] == ["sgd", "adam"]
-    summary = project.folder / "metrics/summary/adam.json"
-    summary.rename(summary.with_suffix(".aside"))
-    with pytest.raises(InputError, match=r"adam\.json: No such file"):
+    timing = project.folder / "metrics/timing/adam/0.csv"
+    whole = timing.read_bytes()
+    timing.unlink()
+    timing.touch()
+    with pytest.raises(InputError, match=r"adam/0\.csv: no rows"):
         table.main()
     assert capsys.readouterr().out == ""  # and no half of a table
-    summary.with_suffix(".aside").rename(summary)
+    timing.write_bytes(whole)
     with project.params() as params:
         params["train"]["epochs"] = 7
     with pytest.raises(InputError, match=r"sgd have 2 epochs and the seeds \[0\]; params"):
@@ -205,7 +213,8 @@ def test_readme_is_held_to_what_make_table_prints(
     readme.write_text(f"# Results\n\n{printed}", encoding="utf-8")
     # A plain clone has no timings, another machine others, and older ones may lack a column.
     (project.folder / "metrics/timing/adam/0.csv").unlink()
-    write_table(project.folder / "metrics/timing/sgd/0.csv", [{"seconds": 1.5}])
+    older = [{"seconds": 1.5}, {"seconds": 1.5, "cores": 4}]
+    write_table(project.folder / "metrics/timing/sgd/0.csv", older)
     table.main()
     (adam,) = (line for line in printed.splitlines() if line.startswith("| adam "))
     readme.write_text(printed.replace(adam, adam.replace("±", "+-", 1)), encoding="utf-8")

@@ -50,11 +50,8 @@ def main() -> None:
 def print_table() -> None:
     """Print README's table of results: a row per variant, and where it ran."""
     params = load_params()
-    starts = list(row_starts())  # All are read before anything is printed.
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|---" * len(COLUMNS) + "|")
-    places = set()
-    for variant, start in starts:
+    lines, places = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"], set()
+    for variant, start in row_starts():
         timings = [
             row
             for seed in params.seeds
@@ -64,10 +61,11 @@ def print_table() -> None:
         places |= {describe(row.__pydantic_extra__) for row in timings}
         seconds = [row.seconds for row in timings]
         median = f"{statistics.median(seconds):.1f}" if seconds else "not in this checkout"
-        print(f"{start} {median} |")
+        lines.append(f"{start} {median} |")
     one = "1 seed; ± is the distance to the farther end of the 95 % binomial interval"
     several = f"{len(params.seeds)} seeds; ± is the standard deviation over them"
     seeds = several if params.seeds[1:] else one
+    print("\n".join(lines))
     print(f"\nAfter {params.train.epochs} epochs, {seeds}; seconds are the median epoch.", end="")
     print("".join(f" Ran on {place}." for place in sorted(places)))
 
@@ -114,8 +112,9 @@ def row_starts() -> Iterator[tuple[str, str]]:
 
 
 def describe(place: dict[str, str]) -> str:
-    """Return in words where an epoch ran. Older timings may lack a column."""
-    place = defaultdict(lambda: "unknown", place)
+    """Return in words where an epoch ran. Older timings may lack a column, or a value in it."""
+    known = {key: value for key, value in place.items() if value or key == "processor"}
+    place = defaultdict(lambda: "unknown", known)
     return (
         f"{place['processor'] or 'a processor without a name'} ({place['machine']} "
         f"{place['instructions']}), {place['cores']} cores, {place['threads']} threads, "
