@@ -24,7 +24,16 @@ from evidence import record, replicate, statements, verdicts
 from evidence.batch_statistics import batches_now, frozen, moving, watch
 from evidence.paired import detectable, judge, share_above, sign_flip, t_interval
 from evidence.report import by_epoch, of_statements
-from evidence.statements import EPOCHS, PREDICTIONS, SEEDS, STATEMENTS, VARIANTS, Block
+from evidence.statements import (
+    EPOCHS,
+    FROZEN,
+    MOVING,
+    PREDICTIONS,
+    SEEDS,
+    STATEMENTS,
+    VARIANTS,
+    Block,
+)
 from stages.learning.history import EpochRow
 from stages.learning.inference import Images, load_images
 from stages.learning.loop import make_optimizer, set_seed, train
@@ -541,8 +550,116 @@ def test_the_committed_verdicts_follow_from_the_tables_and_the_page_from_both(
     page = (CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert all(table.strip() in page for table in printed.split("\n\n"))
-    numbers = set(re.findall(r"\d+\.\d+", page.partition("## What an earlier exploration")[0]))
-    assert numbers <= set(re.findall(r"\d+\.\d+", printed))
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    conclusions = readme.partition("## Are the notebook's conclusions")[2].partition("\n## ")[0]
+    said = page.partition("## What an earlier exploration")[0] + conclusions
+    assert set(re.findall(r"\d+\.\d+", said)) <= set(re.findall(r"\d+\.\d+", printed))
+
+
+@pytest.mark.skipif(not VERDICTS.exists(), reason="there are no verdicts yet")
+def test_the_words_of_the_page_say_what_the_tables_do() -> None:
+    blocks = [*verdicts.read_blocks(CHECKOUT / "evidence/tables").values()]
+    of = {
+        name: np.array([statement.difference(block) for block in blocks])
+        for name, statement in STATEMENTS.items()
+    }
+    accuracies = {
+        variant: {
+            column: float(np.mean([statements.settled(block[variant])[column] for block in blocks]))
+            for column in statements.SETTLED
+        }
+        for variant in VARIANTS
+    }
+
+    def spans(values: np.ndarray) -> str:
+        """Return from what to what the sizes go that are not zero."""
+        sizes = np.abs(values[values != 0])
+        return f"{sizes.min():.0f} to {sizes.max():.0f}"
+
+    def seeds(met: np.ndarray) -> str:
+        return ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")[sum(met)]
+
+    def steps(better: str, worse: str, *variants: str) -> str:
+        """Return by how many points a column is better than another, by variant."""
+        *points, last = (
+            f"{accuracies[variant][better] - accuracies[variant][worse]:.0f}"
+            for variant in variants or VARIANTS
+        )
+        return f"{', '.join(points)} and {last}"
+
+    def below(column: str) -> str:
+        return f"{accuracies['adam'][column] - accuracies['sigmoid'][column]:.0f} points below"
+
+    def interval(variant: str, prediction: str, condition: str) -> str:
+        judged = verdicts.judge_predictions([block[variant] for block in blocks])
+        found = judged[prediction].conditions[condition].interval
+        return "{:.0f} to {:.0f}".format(*found or ())
+
+    without_lag = ("sgd", "adam", "sigmoid-nodropout")
+    adam, sgd = (
+        np.mean([statements.curve(block[variant], "test_accuracy") for block in blocks], axis=0)
+        for variant in ("adam", "sgd")
+    )
+    early = 100 * (adam - sgd)[:2].sum() / (adam - sgd).sum()
+    sentences = (
+        f"Adam's mean accuracy was {spans(of['1'])} points below SGD's",
+        f"the first two epochs make {early:.0f} % of the mean distance",
+        f"Adam fell back more in {seeds(of['2'] > 0)} seeds, and less in {seeds(of['2'] < 0)}.",
+        f"Sigmoid was {spans(of['3'])} points below ReLU",
+        f"fell back less in {seeds(of['4'] < 0)} seeds, and more in {seeds(of['4'] > 0)}.",
+        f"In {seeds(of['5'] > 0)} seeds, frozen statistics did better, by {spans(of['5'])} points.",
+        f"In seed {SEEDS[int(np.flatnonzero(of['5'] == 0)[0])]} all statistics give chance",
+        f"above moving 0.1 by {steps('seen_accuracy', 'moving_0.1', *without_lag)} points there",
+        f"frozen statistics gain {steps('frozen_3', 'frozen_1')} points",
+        f"and lose {steps('moving_1', 'moving_0.5', 'sigmoid', 'sigmoid-nodropout')} in the two",
+        f"From 0.5 to 0.01, they lose {steps('moving_0.5', 'moving_0.01')}.",
+        f"is {below('moving_0.1')} `adam` with moving 0.1, and still {below('frozen_all')} with",
+        f"{interval('sigmoid-nodropout', 'both', 'frozen 3 is above moving 0.5')} points, contains",
+        f"0.5 ({interval('sigmoid', 'lag', 'frozen 3 is above moving 0.5')} points)",
+        f"0.01 ({interval('sigmoid', 'lag', 'moving 0.1 is above moving 0.01')})",
+        f"0.1 ({interval('sigmoid', 'noise', 'training mode is above moving 0.1')})",
+    )
+    words = " ".join((CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8").split())
+    assert [sentence for sentence in sentences if sentence not in words] == []
+
+
+@pytest.mark.skipif(not VERDICTS.exists(), reason="there are no verdicts yet")
+def test_what_the_page_says_of_conditions_and_of_single_trainings_is_so() -> None:
+    blocks = verdicts.read_blocks(CHECKOUT / "evidence/tables")
+    predicted = {
+        variant: verdicts.judge_predictions([block[variant] for block in blocks.values()])
+        for variant in VARIANTS
+    }
+
+    def met(variant: str, wanted: str) -> set[str]:
+        conditions = predicted[variant]["lag"].conditions
+        return {words for words, found in conditions.items() if found.verdict == wanted}
+
+    frozen_3, moving_1 = "frozen 3 is above moving 0.5", "moving 1 is above moving 0.5"
+    slow = "moving 0.1 is above moving 0.01"
+    assert met("sgd", "contradicted") == {moving_1} and met("sgd", "undecided") == {frozen_3}
+    assert met("adam", "undecided") == {frozen_3, moving_1}
+    assert met("sigmoid-nodropout", "undecided") == {moving_1, slow}
+    assert len(met("sigmoid", "undecided")) == 5
+    assert all((x or 0) > -1 for x in predicted["sgd"]["lag"].conditions[moving_1].differences)
+    disagreeing = {
+        (variant, words.replace("moving 0.01 is above moving 0.1", slow))
+        for variant, of_variant in predicted.items()
+        for prediction in of_variant.values()
+        for words, found in prediction.conditions.items()
+        if found.interval_agrees is False
+    }
+    assert len(disagreeing - {("sigmoid", "frozen 19 is above moving 0.1")}) == 4
+    outcomes = {name: {of[name].outcome for of in predicted.values()} for name in PREDICTIONS}
+    assert outcomes["noise"] == outcomes["neither"] == {"fails"} and outcomes["both"] == {"open"}
+
+    stuck, late = blocks[106]["sigmoid"], blocks[101]["sigmoid"]
+    measured = ["test_accuracy", *MOVING, *FROZEN]
+    assert {getattr(row, column) for row in stuck for column in measured} == {0.1}
+    first, *others = (row.gradients["conv1"] for row in stuck)
+    assert max(others) < 2e-8 and max(others) / 24 < 1e-9 and first / max(others) > 200
+    assert max(row.gradients["conv1"] for row in late[1:3]) < 3e-7
+    assert max(row.seen_accuracy for row in late[:4]) < 0.11 and late[-1].seen_accuracy > 0.4
 
 
 def test_snakemake_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
