@@ -601,6 +601,14 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
         for variant in ("adam", "sgd")
     )
     early = 100 * (adam - sgd)[:2].sum() / (adam - sgd).sum()
+    norms = {  # of conv1 in the first epoch
+        variant: np.array([block[variant][0].gradients["conv1"] for block in blocks])
+        for variant in VARIANTS
+    }
+    per_weight = np.median(norms["sigmoid"]) / 576**0.5
+    ninth = np.median(norms["adam"]) / norms["sigmoid-nodropout"].max()
+    # The newest batch of moving statistics has 48 images instead of 64.
+    noisier = [100 * m**2 * (64 / 48 - 1) / (m / (2 - m)) for m in (1, 0.5, 0.1)]
     sentences = (
         f"Adam's mean accuracy was {spans(of['1'])} points below SGD's",
         f"the first two epochs make {early:.0f} % of the mean distance",
@@ -618,9 +626,25 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
         f"0.5 ({interval('sigmoid', 'lag', 'frozen 3 is above moving 0.5')} points)",
         f"0.01 ({interval('sigmoid', 'lag', 'moving 0.1 is above moving 0.01')})",
         f"0.1 ({interval('sigmoid', 'noise', 'training mode is above moving 0.1')})",
+        "{:.0f}, {:.0f} and {:.0f} % more variance".format(*noisier),
+        f"about {100 * 0.8 ** (1 / 8):.0f} of 100 seeds",
+        f"is about {per_weight:.0e} for".replace("e-0", "e-"),
+        f"some {per_weight / 1e-8:.0f} times epsilon",
+        f"from under 1e-5 to a {['eighth', 'ninth', 'tenth'][round(ninth) - 8]} of Adam's median",
     )
     words = " ".join((CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8").split())
     assert [sentence for sentence in sentences if sentence not in words] == []
+    assert norms["sigmoid-nodropout"].min() < 1e-5
+    for of_variant in accuracies.values():
+        assert (
+            max(
+                abs(of_variant[name] - of_variant["frozen_3"])
+                for name in ("frozen_19", "frozen_all")
+            )
+            <= 1
+        )
+    for variant in ("sgd", "adam"):
+        assert abs(accuracies[variant]["moving_1"] - accuracies[variant]["moving_0.5"]) < 1
 
 
 @pytest.mark.skipif(not VERDICTS.exists(), reason="there are no verdicts yet")
