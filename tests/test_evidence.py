@@ -595,7 +595,7 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
         found = judged[prediction].conditions[condition].interval
         return "{:.0f} to {:.0f}".format(*found or ())
 
-    without_lag = ("sgd", "adam", "sigmoid-nodropout")
+    decided = ("sgd", "adam", "sigmoid-nodropout")
     adam, sgd = (
         np.mean([statements.curve(block[variant], "test_accuracy") for block in blocks], axis=0)
         for variant in ("adam", "sgd")
@@ -617,7 +617,7 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
         f"fell back less in {seeds(of['4'] < 0)} seeds, and more in {seeds(of['4'] > 0)}.",
         f"In {seeds(of['5'] > 0)} seeds, frozen statistics did better, by {spans(of['5'])} points.",
         f"In seed {SEEDS[int(np.flatnonzero(of['5'] == 0)[0])]} all statistics give chance",
-        f"above moving 0.1 by {steps('seen_accuracy', 'moving_0.1', *without_lag)} points there",
+        f"above moving 0.1 by {steps('seen_accuracy', 'moving_0.1', *decided)} points there",
         f"frozen statistics gain {steps('frozen_3', 'frozen_1')} points",
         f"and lose {steps('moving_1', 'moving_0.5', 'sigmoid', 'sigmoid-nodropout')} in the two",
         f"From 0.5 to 0.01, they lose {steps('moving_0.5', 'moving_0.01')}.",
@@ -636,13 +636,7 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
     assert [sentence for sentence in sentences if sentence not in words] == []
     assert norms["sigmoid-nodropout"].min() < 1e-5
     for of_variant in accuracies.values():
-        assert (
-            max(
-                abs(of_variant[name] - of_variant["frozen_3"])
-                for name in ("frozen_19", "frozen_all")
-            )
-            <= 1
-        )
+        assert np.ptp([of_variant[name] for name in ("frozen_3", "frozen_19", "frozen_all")]) <= 1
     for variant in ("sgd", "adam"):
         assert abs(accuracies[variant]["moving_1"] - accuracies[variant]["moving_0.5"]) < 1
 
