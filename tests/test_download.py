@@ -30,7 +30,7 @@ from tests.commands import started
 from tests.conftest import CHECKOUT, Project, idx
 from tools.copies import plain_params, write_params
 
-STALLED = 2  # seconds without a byte, where a server stalls; a busy machine may take one
+STALLED = 1  # second without a byte, where a server stalls; a busy machine may take half of one
 RAW = Path("data/raw")
 
 fetch = partial(sources.fetch, check=parse)
