@@ -262,6 +262,7 @@ def test_a_table_that_is_there_is_not_trained_again(
     monkeypatch.setattr(sys, "argv", ["replicate", "adam", str(SEED)])
     runpy.run_module("evidence.replicate", run_name="__main__")
     assert "adam-100.csv is there: remove it" in capsys.readouterr().out
+    assert Path(".locks/replicate-adam-100").exists()  # Another process would have waited.
 
 
 # What differences say.
@@ -649,19 +650,29 @@ def test_what_the_page_says_of_conditions_and_of_single_trainings_is_so() -> Non
         for variant in VARIANTS
     }
 
-    def met(variant: str, wanted: str) -> set[str]:
+    def of_lag(variant: str, verdict: str) -> set[str]:
         conditions = predicted[variant]["lag"].conditions
-        return {words for words, found in conditions.items() if found.verdict == wanted}
+        return {words for words, found in conditions.items() if found.verdict == verdict}
+
+    def differences(variant: str, condition: str) -> list[float]:
+        found = predicted[variant]["lag"].conditions[condition].differences
+        return [x for x in found if x is not None]
 
     frozen_3, moving_1 = "frozen 3 is above moving 0.5", "moving 1 is above moving 0.5"
-    slow = "moving 0.1 is above moving 0.01"
-    assert met("sgd", "contradicted") == {moving_1} and met("sgd", "undecided") == {frozen_3}
-    assert met("adam", "undecided") == {frozen_3, moving_1}
-    assert met("sigmoid-nodropout", "undecided") == {moving_1, slow}
-    assert len(met("sigmoid", "undecided")) == 5
-    assert all((x or 0) > -1 for x in predicted["sgd"]["lag"].conditions[moving_1].differences)
+    middle, longest = "moving 0.5 is above moving 0.1", "moving 0.1 is above moving 0.01"
+    assert of_lag("sgd", "contradicted") == {moving_1}
+    assert of_lag("sgd", "undecided") == {frozen_3}
+    assert of_lag("adam", "undecided") == {frozen_3, moving_1}
+    assert of_lag("sigmoid-nodropout", "undecided") == {moving_1, longest}
+    sigmoid = of_lag("sigmoid", "undecided")
+    assert len(sigmoid) == len(predicted["sigmoid"]["lag"].conditions) == 5
+    assert min(differences("sgd", moving_1)) > -1
+    at_106, at_104 = [*blocks].index(106), [*blocks].index(104)
+    assert {differences("sigmoid", condition)[at_106] for condition in sigmoid} == {0}
+    other_side = {words for words in sigmoid if min(differences("sigmoid", words)) < 0}
+    assert other_side == {middle} and differences("sigmoid", middle)[at_104] < 0
     disagreeing = {
-        (variant, words.replace("moving 0.01 is above moving 0.1", slow))
+        (variant, words.replace("moving 0.01 is above moving 0.1", longest))
         for variant, of_variant in predicted.items()
         for prediction in of_variant.values()
         for words, found in prediction.conditions.items()
@@ -676,6 +687,7 @@ def test_what_the_page_says_of_conditions_and_of_single_trainings_is_so() -> Non
     assert {getattr(row, column) for row in stuck for column in measured} == {0.1}
     first, *others = (row.gradients["conv1"] for row in stuck)
     assert max(others) < 2e-8 and max(others) / 24 < 1e-9 and first / max(others) > 200
+    assert min(row.gradients["linear3"] for row in stuck) / (4096 * 10) ** 0.5 > 1e-3
     assert max(row.gradients["conv1"] for row in late[1:3]) < 3e-7
     assert max(row.seen_accuracy for row in late[:4]) < 0.11 and late[-1].seen_accuracy > 0.4
 

@@ -103,6 +103,7 @@ WRONG = [  # key, value, and the message after the file's name
     ("network.widths", [], "network.widths: []: must be a list of channels, with M where a pooli"),
     ("network.widths", "64 M", "network.widths: '64 M': must be a list of channels, with M where"),
     ("network.widths", ["M", 8], "network.widths: ['M', 8]: has an M that follows no convolution"),
+    ("network.widths", [8.5], f"network.widths: [8.5]: has 8.5, {CHANNELS}"),
     ("network.widths", [8, "P"], f"network.widths: [8, 'P']: has 'P', {CHANNELS}"),
     ("network.widths", [0, "M"], f"network.widths: [0, 'M']: has 0, {CHANNELS}"),
     ("network.widths", [True], f"network.widths: [True]: has True, {CHANNELS}"),
@@ -245,7 +246,8 @@ def test_an_unreadable_file_gives_one_line_with_its_name(
 @pytest.mark.parametrize(
     ("key", "written", "meant"),
     [
-        # Other ways to write 0.001. To YAML 1.1 they are texts.
+        # As DVC writes small numbers, and as others do. To YAML 1.1 they are texts.
+        ("variants.adam.lr", "1e-05", 1e-05),
         ("variants.adam.lr", "1E-3", 1e-3),
         ("variants.adam.lr", "1.e-3", 1e-3),
         # A digest may begin like a number.

@@ -47,7 +47,8 @@ def main() -> None:
         for reference, name in existing.items()
         if name not in variants and is_of_variants(reference, name)
     }
-    run = partial(subprocess.run, env=environment_without_git_variables(), text=True)
+    environment = environment_without_git_variables()
+    run = partial(subprocess.run, env=environment, text=True)
     dry = ["dvc", "repro", "--allow-missing", "--dry"]
     asked = run(dry, capture_output=True)
     if asked.returncode:
@@ -70,7 +71,6 @@ def main() -> None:
         command += ["--message", MESSAGE_OF_VARIANTS.format(variant), "select"]
         # Not `subprocess.run`, which kills dvc after a signal: dvc has stashed the user's edits,
         # and brings them back before it ends. Leaving the block waits for that.
-        environment = environment_without_git_variables()
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as dvc:
             dvc.wait()
         if dvc.returncode:
