@@ -522,6 +522,8 @@ def test_the_statistics_of_a_curve() -> None:
 
 COMMITTED = sorted((CHECKOUT / "evidence/tables").glob("*.csv"))
 VERDICTS = CHECKOUT / "evidence/verdicts.json"
+RELU, SIGMOID = ("adam", "sgd"), ("sigmoid", "sigmoid-nodropout")
+TEST, CONV1, CONV7 = "test_accuracy", "gradient_conv1", "gradient_conv7"
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no replicate is committed yet")
@@ -580,13 +582,22 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
     def seeds(met: np.ndarray) -> str:
         return ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")[sum(met)]
 
-    def steps(better: str, worse: str, *variants: str) -> str:
+    def steps(better: str, worse: str, *variants: str, digits: int = 0) -> str:
         """Return by how many points a column is better than another, by variant."""
         *points, last = (
-            f"{accuracies[variant][better] - accuracies[variant][worse]:.0f}"
+            f"{accuracies[variant][better] - accuracies[variant][worse]:.{digits}f}"
             for variant in variants or VARIANTS
         )
         return f"{', '.join(points)} and {last}"
+
+    def medians(column: str, epoch: int, *variants: str) -> tuple[str, ...]:
+        """Return a column's median over the seeds after an epoch, as the page's table shows it."""
+        accuracy = column.endswith("accuracy")
+        values = (
+            np.median([getattr(block[variant][epoch - 1], column) for block in blocks])
+            for variant in variants
+        )
+        return tuple(f"{100 * x:.1f}" if accuracy else f"{x:.2g}" for x in values)
 
     def below(column: str) -> str:
         return f"{accuracies['adam'][column] - accuracies['sigmoid'][column]:.0f} points below"
@@ -611,13 +622,18 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
     # The newest batch of moving statistics has 48 images instead of 64.
     noisier = [100 * m**2 * (64 / 48 - 1) / (m / (2 - m)) for m in (1, 0.5, 0.1)]
     sentences = (
+        f"all eight seeds, by {-of['1'].mean():.2f} points on average. Neither optimizer",
+        f"all eight seeds, by {-of['3'].mean():.2f} points on average. That this is *because",
         f"Adam's mean accuracy was {spans(of['1'])} points below SGD's",
+        "The medians are {} and {} points after the first".format(*medians(TEST, 1, *RELU)),
+        "epoch, and {} and {} after the last".format(*medians(TEST, 10, *RELU)),
         f"the first two epochs make {early:.0f} % of the mean distance",
         f"Adam fell back more in {seeds(of['2'] > 0)} seeds, and less in {seeds(of['2'] < 0)}.",
         f"Sigmoid was {spans(of['3'])} points below ReLU",
         f"fell back less in {seeds(of['4'] < 0)} seeds, and more in {seeds(of['4'] > 0)}.",
         f"In {seeds(of['5'] > 0)} seeds, frozen statistics did better, by {spans(of['5'])} points.",
         f"In seed {SEEDS[int(np.flatnonzero(of['5'] == 0)[0])]} all statistics give chance",
+        f"with {steps('frozen_19', 'moving_0.1', *decided, digits=2)} points on average",
         f"above moving 0.1 by {steps('seen_accuracy', 'moving_0.1', *decided)} points there",
         f"frozen statistics gain {steps('frozen_3', 'frozen_1')} points",
         f"and lose {steps('moving_1', 'moving_0.5', 'sigmoid', 'sigmoid-nodropout')} in the two",
@@ -629,12 +645,20 @@ def test_the_words_of_the_page_say_what_the_tables_do() -> None:
         f"0.1 ({interval('sigmoid', 'noise', 'training mode is above moving 0.1')})",
         "{:.0f}, {:.0f} and {:.0f} % more variance".format(*noisier),
         f"about {100 * 0.8 ** (1 / 8):.0f} of 100 seeds",
+        "both sigmoid variants, {} and {} against {}".format(*medians(CONV1, 1, *SIGMOID, "adam")),
+        "near chance, {} and {} points.".format(*medians("seen_accuracy", 1, *SIGMOID)),
+        "the medians were {} and {}, and".format(*medians(CONV1, 2, *SIGMOID)),
+        "to the end: {} and {} against {}.".format(*medians(CONV7, 10, *SIGMOID, "adam")),
         f"is about {per_weight:.0e} for".replace("e-0", "e-"),
         f"some {per_weight / 1e-8:.0f} times epsilon",
         f"from under 1e-5 to a {['eighth', 'ninth', 'tenth'][round(ninth) - 8]} of Adam's median",
     )
     words = " ".join((CHECKOUT / "docs/evidence.md").read_text(encoding="utf-8").split())
     assert [sentence for sentence in sentences if sentence not in words] == []
+    readme = " ".join((CHECKOUT / "README.md").read_text(encoding="utf-8").split())
+    assert f"accuracy over the ten epochs was {-of['1'].mean():.2f} points lower." in readme
+    assert f"accuracy over the last three epochs was {-of['3'].mean():.2f} points lower." in readme
+    assert f"it was higher in {sum(of['5'] > 0)} of 8 seeds." in readme
     assert norms["sigmoid-nodropout"].min() < 1e-5
     for of_variant in accuracies.values():
         assert np.ptp([of_variant[name] for name in ("frozen_3", "frozen_19", "frozen_all")]) <= 1
